@@ -1,0 +1,4 @@
+//! The edge to nf_tables.
+
+pub mod expr;
+pub mod ruleset;

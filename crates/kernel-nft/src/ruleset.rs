@@ -1,0 +1,282 @@
+//! What one nf_tables table holds, as plain values.
+//!
+//! ```text
+//! Ruleset ─┬─ Table      flags, comment
+//!          ├─ counters   named counters
+//!          ├─ sets       sets and verdict maps, with their elements
+//!          └─ chains     base and regular chains, with their rules in order
+//! ```
+//!
+//! The same types say what should be in the kernel, what is there (`observe`), and what `nft list table`
+//! prints (`text`). Everything is ordered by name, so two equal rulesets render equal bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::expr::{Expr, Verdict};
+
+/// Name of a chain, set or counter. Cheap to clone: one chain is named by many map elements.
+pub type Name = Arc<str>;
+
+/// Address family of a table (`NFPROTO_*`, include/uapi/linux/netfilter.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4 and IPv6 in one table.
+    Inet,
+    /// IPv4 only.
+    Ip,
+    /// IPv6 only.
+    Ip6,
+    /// Frames on a bridge.
+    Bridge,
+}
+
+/// Flags of a table (`NFT_TABLE_F_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableFlags {
+    /// Only the socket that set the flag may change the table (Linux ≥ 5.12).
+    pub owner: bool,
+    /// The table outlives its owner's socket and can be adopted by the next one (Linux ≥ 6.9).
+    pub persist: bool,
+}
+
+/// Properties of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Family of all the chains and sets in it.
+    pub family: Family,
+    /// Name, unique within the family.
+    pub name: Name,
+    /// Ownership.
+    pub flags: TableFlags,
+    /// Free text for people; at most 128 bytes.
+    pub comment: Option<String>,
+}
+
+/// A named counter. Its values are what was observed; they never make two rulesets differ.
+#[derive(Clone, Debug, Default)]
+pub struct Counter {
+    /// Free text for people; at most 128 bytes.
+    pub comment: Option<String>,
+    /// Packets counted since it was made.
+    pub packets: u64,
+    /// Bytes counted since it was made.
+    pub bytes: u64,
+}
+
+impl PartialEq for Counter {
+    fn eq(&self, other: &Self) -> bool {
+        self.comment == other.comment
+    }
+}
+
+/// Type of one field of a set key, named as `nft` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DataType {
+    /// `ipv4_addr`, 4 bytes, network order.
+    Ipv4Addr,
+    /// `ipv6_addr`, 16 bytes, network order.
+    Ipv6Addr,
+    /// `inet_proto`, 1 byte.
+    InetProto,
+    /// `inet_service`, 2 bytes, network order.
+    InetService,
+    /// `icmpv6_type`, 1 byte.
+    Icmpv6Type,
+    /// `icmp_type`, 1 byte.
+    IcmpType,
+    /// `mark`, 4 bytes, host order.
+    Mark,
+    /// `ifname`, 16 bytes, NUL padded.
+    Ifname,
+}
+
+/// What a set is, apart from its elements. A change of any of it means a new set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetSpec {
+    /// The fields of the key; more than one is a concatenation.
+    pub key: Vec<DataType>,
+    /// True for a verdict map (`type … : verdict`), false for a set.
+    pub verdict_map: bool,
+    /// Elements are ranges (`flags interval`).
+    pub interval: bool,
+    /// Upper bound of the number of elements, if one is wanted.
+    pub size: Option<u32>,
+    /// Free text for people; at most 128 bytes.
+    pub comment: Option<String>,
+}
+
+/// Key of an element: its fields one after another, each padded with zeros to four bytes if concatenated.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Key(SmallVec<[u8; 16]>);
+
+/// What a key is mapped to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Member of a plain set.
+    Member,
+    /// Member of an interval set: the key is the first, this the last address of the range (inclusive).
+    Until(Key),
+    /// Element of a verdict map.
+    Verdict(Verdict),
+}
+
+/// A set or verdict map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// What it is.
+    pub spec: SetSpec,
+    /// What it holds. Ranges of an interval set never overlap.
+    pub elements: BTreeMap<Key, Value>,
+}
+
+/// Netfilter hook of a base chain (`NF_INET_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Before routing.
+    Prerouting,
+    /// To this host.
+    Input,
+    /// Through this host.
+    Forward,
+    /// From this host.
+    Output,
+    /// After routing.
+    Postrouting,
+}
+
+/// `type` of a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainType {
+    /// `filter`
+    Filter,
+    /// `nat`
+    Nat,
+    /// `route`
+    Route,
+}
+
+/// Where a base chain is attached. Its policy is always `accept` here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BaseChain {
+    /// `type`
+    pub kind: ChainType,
+    /// `hook`
+    pub hook: Hook,
+    /// `priority`; 0 is `filter`.
+    pub priority: i32,
+}
+
+/// A rule: expressions evaluated in order until one does not match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// As the kernel runs them.
+    pub expressions: Vec<Expr>,
+    /// Free text for people; at most 128 bytes.
+    pub comment: Option<String>,
+}
+
+/// A chain and its rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Present on base chains.
+    pub base: Option<BaseChain>,
+    /// Free text for people; at most 128 bytes.
+    pub comment: Option<String>,
+    /// In order.
+    pub rules: Vec<Rule>,
+}
+
+/// One table with all that is in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ruleset {
+    /// The table itself.
+    pub table: Table,
+    /// Named counters.
+    pub counters: BTreeMap<Name, Counter>,
+    /// Sets and verdict maps.
+    pub sets: BTreeMap<Name, Set>,
+    /// Chains.
+    pub chains: BTreeMap<Name, Chain>,
+}
+
+impl Ruleset {
+    /// An empty table.
+    pub fn new(table: Table) -> Self {
+        Self { table, counters: BTreeMap::new(), sets: BTreeMap::new(), chains: BTreeMap::new() }
+    }
+}
+
+/// One change of a table. A transaction is a list of them, carried out in order, all or nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// Make the table, or take it over when it exists (`NLM_F_CREATE` without `NLM_F_EXCL`).
+    AddTable(Table),
+    /// Remove the table and all in it.
+    DeleteTable,
+    /// Make a named counter.
+    AddCounter(Name, Counter),
+    /// Remove a named counter that no rule uses.
+    DeleteCounter(Name),
+    /// Make a set without elements.
+    AddSet(Name, SetSpec),
+    /// Remove a set that no rule uses, and its elements.
+    DeleteSet(Name),
+    /// Add elements that are not there; the transaction fails if a key is there with another value.
+    AddElements(Name, Vec<(Key, Value)>),
+    /// Remove elements that are there; the transaction fails if one is missing.
+    DeleteElements(Name, Vec<(Key, Value)>),
+    /// Make a chain without rules.
+    AddChain(Name, Option<BaseChain>, Option<String>),
+    /// Remove a chain that nothing jumps to, and its rules.
+    DeleteChain(Name),
+    /// Remove the rules of a chain.
+    FlushChain(Name),
+    /// Append a rule.
+    AddRule(Name, Rule),
+}
+
+impl Key {
+    /// A key of one field, or of several already padded to four bytes each.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self(SmallVec::from_slice(bytes))
+    }
+
+    /// A concatenation: each field is padded to four bytes.
+    pub fn concat(fields: &[&[u8]]) -> Self {
+        let mut bytes = SmallVec::new();
+        for field in fields {
+            bytes.extend_from_slice(field);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        Self(bytes)
+    }
+
+    /// The bytes as the kernel has them.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<std::net::Ipv4Addr> for Key {
+    fn from(address: std::net::Ipv4Addr) -> Self {
+        Self::from_bytes(&address.octets())
+    }
+}
+
+impl From<std::net::Ipv6Addr> for Key {
+    fn from(address: std::net::Ipv6Addr) -> Self {
+        Self::from_bytes(&address.octets())
+    }
+}
+
+impl From<std::net::IpAddr> for Key {
+    fn from(address: std::net::IpAddr) -> Self {
+        match address {
+            std::net::IpAddr::V4(v4) => v4.into(),
+            std::net::IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
