@@ -2,3 +2,4 @@
 //! to small types, and a stream of changes.
 
 pub mod object;
+pub mod selector;

@@ -270,9 +270,7 @@ impl Object {
                 kind: Kind::Namespace,
                 key: ObjectKey { namespace: "".into(), name: namespace.name.clone() },
             },
-            Self::NetworkPolicy(policy) => {
-                ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() }
-            }
+            Self::NetworkPolicy(policy) => ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() },
             Self::Service(service) => ObjectRef { kind: Kind::Service, key: service.key.clone() },
         }
     }
