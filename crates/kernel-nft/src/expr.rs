@@ -59,13 +59,49 @@ pub enum CtKey {
     Mark,
 }
 
-/// Comparison (`NFT_CMP_*`).
+/// Comparison of bytes, first byte first (`NFT_CMP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CmpOp {
     /// `==`
     Eq,
     /// `!=`
     Neq,
+    /// `<`
+    Lt,
+    /// `<=`
+    Lte,
+    /// `>`
+    Gt,
+    /// `>=`
+    Gte,
+}
+
+/// State of a connection as conntrack sees it (`ct state`; bits of `NF_CT_STATE_BIT`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtState {
+    /// Belongs to no connection that conntrack understands.
+    Invalid,
+    /// Packets have been seen in both directions.
+    Established,
+    /// Started by another connection (an ICMP error, an FTP data connection).
+    Related,
+    /// First packet.
+    New,
+    /// Exempt from connection tracking.
+    Untracked,
+}
+
+impl CtState {
+    /// The bit that `ct state` loads for this state (include/uapi/linux/netfilter/nf_conntrack_common.h).
+    pub const fn bit(self) -> u32 {
+        match self {
+            Self::Invalid => 1,
+            Self::Established => 1 << 1,
+            Self::Related => 1 << 2,
+            Self::New => 1 << 3,
+            Self::Untracked => 1 << 6,
+        }
+    }
 }
 
 /// Answer to a refused packet (`NFT_REJECT_*`).
@@ -87,25 +123,93 @@ pub struct Register(pub u8);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
     /// Loads a property of the packet.
-    Meta { key: MetaKey, dreg: Register },
+    Meta {
+        /// What to load.
+        key: MetaKey,
+        /// Where to.
+        dreg: Register,
+    },
     /// Writes a property of the packet.
-    MetaSet { key: MetaKey, sreg: Register },
+    MetaSet {
+        /// What to write.
+        key: MetaKey,
+        /// Where from.
+        sreg: Register,
+    },
     /// Loads bytes of the packet.
-    Payload { base: PayloadBase, offset: u32, len: u32, dreg: Register },
+    Payload {
+        /// Header to read from.
+        base: PayloadBase,
+        /// Bytes from the start of the header.
+        offset: u32,
+        /// Bytes to load.
+        len: u32,
+        /// Where to.
+        dreg: Register,
+    },
     /// Loads a property of the connection.
-    Ct { key: CtKey, dreg: Register },
+    Ct {
+        /// What to load.
+        key: CtKey,
+        /// Where to.
+        dreg: Register,
+    },
     /// Writes a property of the connection.
-    CtSet { key: CtKey, sreg: Register },
+    CtSet {
+        /// What to write.
+        key: CtKey,
+        /// Where from.
+        sreg: Register,
+    },
     /// Goes on only if the register compares so.
-    Cmp { op: CmpOp, sreg: Register, data: Vec<u8> },
+    Cmp {
+        /// How to compare.
+        op: CmpOp,
+        /// Left side.
+        sreg: Register,
+        /// Right side; its length is the number of bytes compared.
+        data: Vec<u8>,
+    },
     /// Goes on only if the register is in (or not in) the range, inclusive.
-    Range { negate: bool, sreg: Register, from: Vec<u8>, to: Vec<u8> },
+    Range {
+        /// True for "not in".
+        negate: bool,
+        /// What is judged.
+        sreg: Register,
+        /// First value of the range.
+        from: Vec<u8>,
+        /// Last value of the range.
+        to: Vec<u8>,
+    },
     /// `dreg = (sreg & mask) ^ xor`
-    Bitwise { sreg: Register, dreg: Register, mask: Vec<u8>, xor: Vec<u8> },
+    Bitwise {
+        /// Source.
+        sreg: Register,
+        /// Destination.
+        dreg: Register,
+        /// Bits kept; as long as `xor`.
+        mask: Vec<u8>,
+        /// Bits turned round afterwards.
+        xor: Vec<u8>,
+    },
     /// Goes on only if the register is (or is not) in a set; with a verdict map, acts on the verdict found.
-    Lookup { set: Name, sreg: Register, verdict_map: bool, negate: bool },
+    Lookup {
+        /// Set or map of the same table.
+        set: Name,
+        /// First register of the key.
+        sreg: Register,
+        /// True if the set is a verdict map and its verdict is to be carried out.
+        verdict_map: bool,
+        /// True for "not in".
+        negate: bool,
+    },
     /// Loads a constant.
-    Immediate { dreg: Register, data: Vec<u8> },
+    Immediate {
+        /// Where to.
+        dreg: Register,
+        /// The constant.
+        data: Vec<u8>,
+    },
     /// Ends or leaves the rule.
     Verdict(Verdict),
     /// Counts in a named counter.
@@ -113,15 +217,35 @@ pub enum Expr {
     /// Counts in the rule itself; the values are observations and never make two rules differ.
     Counter,
     /// `limit rate N/minute burst B packets`
-    LimitPerMinute { rate: u64, burst: u32 },
+    LimitPerMinute {
+        /// Packets a minute that pass in the long run; at least 1.
+        rate: u64,
+        /// Packets that may pass at once before the rate counts.
+        burst: u32,
+    },
     /// `log prefix "…" group N`
-    Log { prefix: String, group: u16 },
+    Log {
+        /// Put before each message; at most 127 bytes.
+        prefix: String,
+        /// NFLOG group.
+        group: u16,
+    },
     /// Refuses with an answer.
     Reject(Reject),
     /// `fib saddr|daddr type`: loads the type of the address as the routing table sees it (`RTN_*`).
-    FibType { side: Side, dreg: Register },
+    FibType {
+        /// Address that is looked up.
+        side: Side,
+        /// Where to.
+        dreg: Register,
+    },
     /// Something that this crate does not write; kept so that a foreign rule differs from every rule of ours.
-    Other { name: String, data: Vec<u8> },
+    Other {
+        /// Name of the expression, as the kernel has it.
+        name: String,
+        /// Its attributes, as the kernel dumps them.
+        data: Vec<u8>,
+    },
 }
 
 /// IP version, where a match needs to know the size of an address.

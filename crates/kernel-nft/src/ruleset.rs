@@ -202,6 +202,27 @@ pub struct Ruleset {
     pub chains: BTreeMap<Name, Chain>,
 }
 
+/// Bytes that a comment may have: what `nft` accepts and libnftnl stores (`NFTNL_UDATA_COMMENT_MAXLEN`).
+pub const COMMENT_MAX: usize = 128;
+
+/// Makes any text fit for a comment: at most [`COMMENT_MAX`] bytes, cut between characters, and without what
+/// the `"…"` of the nft language cannot hold (quotes and control characters become `'` and spaces).
+pub fn comment(text: &str) -> String {
+    let mut comment = String::with_capacity(text.len().min(COMMENT_MAX));
+    for character in text.chars() {
+        let character = match character {
+            '"' => '\'',
+            c if c.is_control() => ' ',
+            c => c,
+        };
+        if comment.len() + character.len_utf8() > COMMENT_MAX {
+            break;
+        }
+        comment.push(character);
+    }
+    comment
+}
+
 impl Ruleset {
     /// An empty table.
     pub fn new(table: Table) -> Self {
