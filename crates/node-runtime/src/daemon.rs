@@ -1,0 +1,106 @@
+//! The parts of a daemon put together.
+
+use std::error::Error;
+use std::io;
+use std::time::Instant;
+
+use futures::Stream;
+
+use crate::admin::{self, Admin};
+use crate::args::CommonArgs;
+use crate::controller_loop::{
+    self, Controller, LoopError, LoopSettings, LoopThread, Surroundings, Waker, Wakeups,
+};
+use crate::health::{Health, ITERATION_LIMIT};
+use crate::metrics::{self, Registry};
+use crate::shutdown::{self, CancellationToken};
+use crate::{Program, log};
+
+/// What a controller needs of its process; made first thing in `run`, on a tokio runtime with I/O and time.
+#[derive(Debug)]
+pub struct Daemon {
+    /// For the controller's own metrics.
+    pub registry: Registry,
+    /// For what is wrong outside the loop (a watch that fails, …).
+    pub health: Health,
+    /// Cancelled by SIGTERM or SIGINT; for the tasks that feed the loop.
+    pub shutdown: CancellationToken,
+    /// Asks the loop for a sync, e.g. when the kernel tells of a change.
+    pub waker: Waker,
+    wakeups: Wakeups,
+    program: &'static Program,
+}
+
+/// Why a daemon cannot run, or stopped other than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The process has a log already.
+    #[error("the log cannot be set up")]
+    Log(#[source] Box<dyn Error + Send + Sync>),
+    /// Signal handlers cannot be installed.
+    #[error("signal handlers cannot be installed")]
+    Signals(#[source] io::Error),
+    /// A metric is registered twice or has a malformed name.
+    #[error("metrics cannot be registered")]
+    Metrics(#[from] metrics::Error),
+    /// The loop.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+}
+
+impl Daemon {
+    /// Sets up log, signals, metrics and health.
+    ///
+    /// # Errors
+    /// See [`DaemonError`].
+    pub fn start(program: &'static Program, args: &CommonArgs) -> Result<Self, DaemonError> {
+        log::init(args.log_format, args.verbosity).map_err(|error| DaemonError::Log(error.into()))?;
+        let health = Health::new(Instant::now(), ITERATION_LIMIT);
+        let registry = Registry::new(program)?;
+        registry.show_health(health.clone())?;
+        let (waker, wakeups) = controller_loop::waker();
+        let shutdown = shutdown::on_signals().map_err(DaemonError::Signals)?;
+        tracing::info!(program = program.name, version = program.version, "starting");
+        Ok(Self { registry, health, shutdown, waker, wakeups, program })
+    }
+
+    /// Runs the controller that `make` gives (on the loop's own thread) on the messages of `source`, with the
+    /// admin port beside it, until a signal (`Ok`) or an error. With `once`, until one sync has been made.
+    ///
+    /// # Errors
+    /// See [`DaemonError`].
+    pub async fn run<C, E, S>(
+        self,
+        args: &CommonArgs,
+        once: bool,
+        make: impl FnOnce() -> Result<C, E> + Send + 'static,
+        source: S,
+    ) -> Result<(), DaemonError>
+    where
+        C: Controller,
+        E: Into<Box<dyn Error + Send + Sync>>,
+        S: Stream<Item = C::Message> + Send + Unpin + 'static,
+    {
+        let Self { registry, health, shutdown, waker: _, wakeups, program } = self;
+        let surroundings = Surroundings {
+            settings: LoopSettings {
+                sync_period: args.sync_period,
+                cache_sync_timeout: args.cache_sync_timeout,
+                once,
+            },
+            wakeups,
+            health: health.clone(),
+            metrics: registry.common().clone(),
+            shutdown: shutdown.clone(),
+        };
+        let reconcile = LoopThread::spawn(make, source, surroundings)?;
+        if !once {
+            let pages = Admin { program, registry, health, inspector: Some(reconcile.inspector()) };
+            admin::spawn(pages, &args.listeners(), &args.metrics_path, &shutdown);
+        }
+        let outcome = reconcile.join().await;
+        // Whoever feeds the loop has nothing more to feed.
+        shutdown.cancel();
+        Ok(outcome?)
+    }
+}
