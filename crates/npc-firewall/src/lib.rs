@@ -1,1 +1,10 @@
-//! npc-firewall
+//! NetworkPolicy to nftables, for one node.
+//!
+//! ```text
+//! objects ──► model::World ──► plan::Planner ──► ops ──► apply ──► kernel
+//!             what is           what should be           the only kernel I/O
+//! ```
+
+pub mod model;
+pub mod owned;
+pub mod plan;
