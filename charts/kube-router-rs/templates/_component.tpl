@@ -1,0 +1,81 @@
+{{/*
+One component = one DaemonSet with its own ServiceAccount, ClusterRole and
+metrics objects. A component's file (see firewall.yaml) calls
+`kube-router-rs.component` with a dict of
+
+  root    the chart's top context
+  name    name of crate, image, DaemonSet and everything else it owns
+  values  its section of values.yaml
+  rules   list of ClusterRole rules: what it watches, and nothing more
+  args    list of arguments of its own; the common ones are added here
+
+Names are fixed, not derived from the release: the components own names in the
+kernel of each node, so two releases of one component cannot live in a cluster.
+*/}}
+
+{{- define "kube-router-rs.component" -}}
+{{- if .values.enabled }}
+{{- if and .values.podMonitor.enabled (not .values.metrics.enabled) }}
+{{- fail (printf "%s: podMonitor.enabled needs metrics.enabled" .name) }}
+{{- end }}
+{{ include "kube-router-rs.access" . }}
+---
+{{ include "kube-router-rs.daemonset" . }}
+{{- include "kube-router-rs.monitoring" . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels that select the pods: never change them, a DaemonSet's selector is immutable. */}}
+{{- define "kube-router-rs.selectorLabels" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/part-of: kube-router-rs
+{{- end }}
+
+{{- define "kube-router-rs.labels" -}}
+{{ include "kube-router-rs.selectorLabels" . }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end }}
+
+{{- define "kube-router-rs.image" -}}
+{{- $image := printf "%s/%s" .root.Values.image.registry .values.image.name -}}
+{{- if .values.image.digest -}}
+{{ printf "%s@%s" $image .values.image.digest }}
+{{- else -}}
+{{ printf "%s:%s" $image (.values.image.tag | default .root.Chart.AppVersion) }}
+{{- end -}}
+{{- end }}
+
+{{- define "kube-router-rs.access" -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
+# The DaemonSet asks for the token itself; nobody else gets one by default.
+automountServiceAccountToken: false
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: {{ .name }}
+  labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
+rules: {{- toYaml .rules | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: {{ .name }}
+  labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ .name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ .name }}
+    namespace: {{ .root.Release.Namespace }}
+{{- end }}

@@ -1,0 +1,150 @@
+{{/* The DaemonSet of a component; see _component.tpl for the dict. */}}
+{{- define "kube-router-rs.daemonset" -}}
+apiVersion: apps/v1
+kind: DaemonSet
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
+spec:
+  selector:
+    matchLabels: {{- include "kube-router-rs.selectorLabels" . | nindent 6 }}
+  updateStrategy: {{- toYaml .values.updateStrategy | nindent 4 }}
+  template:
+    metadata:
+      labels:
+        {{- include "kube-router-rs.selectorLabels" . | nindent 8 }}
+        {{- with .values.podLabels }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      annotations:
+        kubectl.kubernetes.io/default-container: {{ .name }}
+        {{- with .values.podAnnotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    spec:
+      serviceAccountName: {{ .name }}
+      automountServiceAccountToken: true
+      # The node's own network is what the component programs.
+      hostNetwork: true
+      # The API server is reached by address; cluster DNS may depend on us.
+      dnsPolicy: Default
+      priorityClassName: {{ .values.priorityClassName }}
+      # Stopping leaves the data plane as it is, so there is nothing to drain.
+      terminationGracePeriodSeconds: 10
+      {{- with .root.Values.image.pullSecrets }}
+      imagePullSecrets:
+        {{- range . }}
+        - name: {{ . }}
+        {{- end }}
+      {{- end }}
+      nodeSelector: {{- toYaml .values.nodeSelector | nindent 8 }}
+      tolerations: {{- toYaml .values.tolerations | nindent 8 }}
+      {{- with .values.affinity }}
+      affinity: {{- toYaml . | nindent 8 }}
+      {{- end }}
+      securityContext:
+        seccompProfile:
+          type: RuntimeDefault
+        {{- with .values.seLinuxOptions }}
+        seLinuxOptions: {{- toYaml . | nindent 10 }}
+        {{- end }}
+      containers:
+        - {{ include "kube-router-rs.container" . | indent 10 | trim }}
+      {{- if .values.hostSysctl.enabled }}
+      volumes:
+        - name: host-sysctl-net
+          hostPath:
+            path: /proc/sys/net
+            type: Directory
+      {{- end }}
+{{- end }}
+
+{{- define "kube-router-rs.container" -}}
+name: {{ .name }}
+image: {{ include "kube-router-rs.image" . }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+args:
+  {{- toYaml .args | nindent 2 }}
+  {{- include "kube-router-rs.commonArgs" . | nindent 2 }}
+  {{- with .values.extraArgs }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+env:
+  - name: NODE_NAME
+    valueFrom:
+      fieldRef:
+        fieldPath: spec.nodeName
+  {{- if .values.metrics.enabled }}
+  - name: HOST_IP
+    valueFrom:
+      fieldRef:
+        fieldPath: status.hostIP
+  {{- end }}
+  {{- with .root.Values.apiServer.host }}
+  - name: KUBERNETES_SERVICE_HOST
+    value: {{ . | quote }}
+  - name: KUBERNETES_SERVICE_PORT
+    value: {{ required "apiServer.port is needed with apiServer.host" $.root.Values.apiServer.port | quote }}
+  {{- end }}
+  {{- with .values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+ports:
+  - name: health
+    containerPort: {{ .values.health.port }}
+    protocol: TCP
+  {{- if .values.metrics.enabled }}
+  - name: metrics
+    containerPort: {{ .values.metrics.port }}
+    protocol: TCP
+  {{- end }}
+# The kubelet probes from the node's network, where 127.0.0.1 is ours too.
+livenessProbe:
+  httpGet: {host: 127.0.0.1, path: /healthz, port: health}
+  initialDelaySeconds: 10
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {host: 127.0.0.1, path: /readyz, port: health}
+  periodSeconds: 5
+  timeoutSeconds: 5
+resources: {{- toYaml .values.resources | nindent 2 }}
+# uid 0 because Kubernetes gives added capabilities to no other user (there are
+# no ambient capabilities in its API, and no_new_privs rules out file ones).
+# Every capability but NET_ADMIN is dropped.
+securityContext:
+  runAsUser: 0
+  runAsGroup: 0
+  privileged: false
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+    add: [NET_ADMIN]
+{{- if .values.hostSysctl.enabled }}
+volumeMounts:
+  - name: host-sysctl-net
+    mountPath: /host/proc/sys/net
+{{- end }}
+{{- end }}
+
+{{/* Arguments with the same words in every component. */}}
+{{- define "kube-router-rs.commonArgs" -}}
+- --cache-sync-timeout={{ .values.cacheSyncTimeout }}
+- --sync-period={{ .values.syncPeriod }}
+- --health-addr=127.0.0.1
+- --health-port={{ .values.health.port }}
+{{- if .values.metrics.enabled }}
+- --metrics-addr=$(HOST_IP)
+- --metrics-port={{ .values.metrics.port }}
+{{- end }}
+- --log-format={{ .values.logFormat }}
+{{- with .values.verbosity }}
+- -v={{ . }}
+{{- end }}
+{{- if .values.hostSysctl.enabled }}
+- --sysctl-root=/host/proc/sys
+{{- end }}
+{{- end }}

@@ -1,0 +1,254 @@
+"""Renders charts/kube-router-rs with Helm's own engine and checks what comes out.
+
+    chart.py check               lint, render every case of chart_cases.yaml, check the objects
+    chart.py manifests           fail if deploy/manifests/ differs from what the chart renders
+    chart.py manifests --update  rewrite them
+    chart.py args NAME           the arguments of DaemonSet NAME with default values, one a line
+
+Run through deploy/check-chart and deploy/check-manifests, which install what it needs.
+"""
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import helm_python as helm
+import kubernetes_validate
+import yaml
+
+DEPLOY = pathlib.Path(__file__).resolve().parent
+CHART = DEPLOY.parent / "charts" / "kube-router-rs"
+RELEASE, NAMESPACE = "kube-router-rs", "kube-system"
+# The oldest release that the chart admits, the one that the programs are compiled against, the newest known.
+KUBERNETES = ["1.25", "1.33", kubernetes_validate.latest_version()]
+
+# What each program may do, said here a second time on purpose: a change of the chart must be meant.
+READ = ["list", "watch"]
+RULES = {
+    "npc-firewall": [
+        {"apiGroups": [""], "resources": ["namespaces", "pods", "services"], "verbs": READ},
+        {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": READ},
+    ],
+}
+SECURITY = {
+    "runAsUser": 0,
+    "runAsGroup": 0,
+    "privileged": False,
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+}
+HOST_PATHS = {"/proc/sys/net"}
+
+
+@contextlib.contextmanager
+def quiet_native_log():
+    """Drops what the Go library writes to file descriptor 2: a notice for each symbolic link of files/."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+def render(values):
+    """The chart's objects as one YAML text; raises helm.HelmError with Helm's message."""
+    with quiet_native_log(), helm.Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        files = chart.render(values, name=RELEASE, namespace=NAMESPACE)
+    return "\n".join(text.strip() + "\n" for name, text in sorted(files.items()) if name.endswith(".yaml") and text.strip())
+
+
+def objects(text):
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def operator_type_errors(document):
+    """Compares an object of the Prometheus operator with itself after a trip through the operator's types.
+
+    The types ignore unknown fields, so what is lost on the trip is unknown.
+    """
+    types = importlib.import_module("cloudcoil.models.prometheus_operator.v1")
+    model = getattr(types, document["kind"])
+    seen = model.model_validate(document).model_dump(by_alias=True, exclude_unset=True, mode="json")
+    return [] if seen == document else [f"{document['kind']} has fields that its type does not know: {seen}"]
+
+
+def schema_errors(document):
+    if document["apiVersion"] == "monitoring.coreos.com/v1":
+        return operator_type_errors(document)
+    errors = []
+    for version in KUBERNETES:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            errors.append(f"Kubernetes {version}: {'.'.join(map(str, error.path))}: {error.message}")
+    return errors
+
+
+def daemonset_errors(document):
+    """The promises of the chart's README about a component's pod."""
+    spec = document["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    facts = {
+        "security context": container["securityContext"] == SECURITY,
+        "seccomp": spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"},
+        "no host pid or ipc": not spec.get("hostPID") and not spec.get("hostIPC"),
+        "host network": spec["hostNetwork"] is True,
+        "own service account": spec["serviceAccountName"] == document["metadata"]["name"],
+        "host paths": {v["hostPath"]["path"] for v in spec.get("volumes", []) if "hostPath" in v} <= HOST_PATHS,
+        "node name from the field": {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+        in container["env"],
+        "probes on loopback": all(
+            container[probe]["httpGet"]["host"] == "127.0.0.1" for probe in ("livenessProbe", "readinessProbe")
+        ),
+        "every node": {"operator": "Exists"} in spec["tolerations"],
+        "priority": spec["priorityClassName"] == "system-node-critical",
+        "distinct ports": len({p["containerPort"] for p in container["ports"]}) == len(container["ports"]),
+    }
+    return [f"broken promise: {promise}" for promise, kept in facts.items() if not kept]
+
+
+def rule_errors(document):
+    """Prometheus' own judgement of the rules inside a PrometheusRule."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(document["spec"], file)
+        file.flush()
+        result = subprocess.run(["promtool", "check", "rules", file.name], capture_output=True, text=True)
+    return [] if result.returncode == 0 else [result.stdout + result.stderr]
+
+
+def object_errors(document):
+    errors = schema_errors(document)
+    name = document["metadata"]["name"]
+    match document["kind"]:
+        case "DaemonSet":
+            errors += daemonset_errors(document)
+        case "ClusterRole" if document["rules"] != RULES[name]:
+            errors.append(f"rules are not those of chart.py: {document['rules']}")
+        case "PrometheusRule":
+            errors += rule_errors(document)
+        case "ConfigMap":
+            dashboard = json.loads(document["data"][name.removesuffix("-dashboard") + ".json"])
+            if not dashboard.get("panels"):
+                errors.append("the dashboard has no panels")
+    return [f"{document['kind']} {name}: {error}" for error in errors]
+
+
+def accepted_case_errors(case):
+    try:
+        text = render(case["values"])
+    except helm.HelmError as error:
+        return [f"does not render: {error}"]
+    errors = [f"lacks {want!r}" for want in case.get("contains", []) if want not in text]
+    errors += [f"has {bad!r}" for bad in case.get("absent", []) if bad in text]
+    for document in objects(text):
+        errors += object_errors(document)
+    return errors
+
+
+def refused_case_errors(case):
+    try:
+        render(case["values"])
+    except helm.HelmError as error:
+        said = str(error)
+        return [] if re.search(case["says"], said) else [f"refused, but for another reason: {said}"]
+    return ["was not refused"]
+
+
+def lint_errors():
+    with quiet_native_log():
+        report = helm.lint(CHART, strict=True, namespace=NAMESPACE)
+    return report["errors"] + [m["error"] for m in report["messages"] if m["severity"] >= 2]
+
+
+def check():
+    """Prints a line for each case; the number of failed ones decides the exit code."""
+    cases = yaml.safe_load((DEPLOY / "chart_cases.yaml").read_text())
+    results = {"lint": lint_errors()}
+    for case in cases["accepted"]:
+        results[f"accepts {case['name']}"] = accepted_case_errors(case)
+    for case in cases["refused"]:
+        results[f"refuses {case['name']}"] = refused_case_errors(case)
+    for name, errors in results.items():
+        print(f"chart {name}: {'FAILED' if errors else 'ok'}")
+        for error in errors:
+            print(f"    {error}")
+    failed = sum(1 for errors in results.values() if errors)
+    print(f"{len(results) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def plain_manifest(values_file):
+    """What the chart renders, without the labels that only mean something to a Helm release."""
+    text = render(yaml.safe_load(values_file.read_text()) or {})
+    helm_only = re.compile(r"^ *(app\.kubernetes\.io/(instance|managed-by)|helm\.sh/chart): .*\n", re.MULTILINE)
+    name = values_file.name.removesuffix(".values.yaml")
+    return (
+        f"# Rendered from charts/kube-router-rs with {values_file.name}: do not edit.\n"
+        f"# `UPDATE=1 deploy/check-manifests` rewrites it, `deploy/check-manifests` fails when it is stale.\n"
+        f"#   kubectl apply -f deploy/manifests/{name}.yaml\n"
+        "---\n" + helm_only.sub("", text)
+    )
+
+
+def manifests(update):
+    """Compares, or rewrites, one manifest for each *.values.yaml."""
+    stale = 0
+    for values_file in sorted((DEPLOY / "manifests").glob("*.values.yaml")):
+        path = values_file.with_name(values_file.name.removesuffix(".values.yaml") + ".yaml")
+        want = plain_manifest(values_file)
+        have = path.read_text() if path.exists() else ""
+        if update:
+            path.write_text(want)
+        elif have != want:
+            stale += 1
+            sys.stdout.writelines(
+                difflib.unified_diff(have.splitlines(True), want.splitlines(True), str(path), "rendered")
+            )
+        errors = [error for document in objects(want) for error in object_errors(document)]
+        for error in errors:
+            print(f"{path.name}: {error}")
+        stale += len(errors)
+        print(f"manifest {path.name}: {'written' if update else 'checked'}")
+    return 1 if stale else 0
+
+
+def daemonset_args(name):
+    for document in objects(render({})):
+        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == name:
+            print("\n".join(document["spec"]["template"]["spec"]["containers"][0]["args"]))
+            return 0
+    print(f"chart.py: the chart has no DaemonSet {name}", file=sys.stderr)
+    return 1
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check")
+    commands.add_parser("manifests").add_argument("--update", action="store_true")
+    commands.add_parser("args").add_argument("name")
+    options = parser.parse_args()
+    match options.command:
+        case "check":
+            return check()
+        case "manifests":
+            return manifests(options.update)
+        case "args":
+            return daemonset_args(options.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
