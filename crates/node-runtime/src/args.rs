@@ -19,7 +19,8 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Args, Command, Parser};
 
-use crate::kube_router_flag::{self, Ignored};
+use crate::kube_router_flag;
+pub use crate::kube_router_flag::Ignored;
 use crate::{Program, log};
 
 /// The common flags; `#[command(flatten)]` them into the flags of a binary.
@@ -204,7 +205,10 @@ pub fn command<C: Parser>(program: &'static Program) -> Command {
         .name(program.name)
         .version(program.version)
         .args_override_self(true)
-        .mut_args(|arg| adapt(arg).global(true))
+        .mut_args(|arg| {
+            let is_flag = arg.get_long().is_some();
+            adapt(arg).global(is_flag)
+        })
         .mut_subcommands(|subcommand| subcommand.mut_args(adapt).args_override_self(true));
     kube_router_flag::accept(command)
 }

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::unconstrained;
 
 use crate::health::Health;
 use crate::metrics::CommonMetrics;
@@ -106,8 +107,8 @@ pub trait Controller {
     /// [`crate::health::ITERATION_LIMIT`]. `now` is the time that rules with a time in them go by.
     ///
     /// # Errors
-    /// When the wanted state is not fully in force. It is then called again with [`Cause::Retry`] after a
-    /// delay that grows from 100 ms to 30 s; [`SyncError::partial`] says what was done all the same.
+    /// When the wanted state is not fully in force. It is then called again, as [`Cause::Retry`], after a
+    /// delay that grows from 100 ms to 30 s, or earlier (but not within a second) when something changes.
     fn sync(&mut self, cause: Cause, now: Instant) -> Result<SyncReport, SyncError>;
 
     /// Brings the gauges that are read from the state itself up to date. Called before each scrape.
@@ -220,6 +221,9 @@ pub fn waker() -> (Waker, Wakeups) {
 
 impl Waker {
     /// Asks for a sync. Never blocks; wake-ups that wait for the same sync become one.
+    ///
+    /// [`Cause::Kernel`] is for what others did: who listens to the kernel leaves out the echo of the
+    /// controller's own commits, else each of them is followed by an audit.
     pub fn wake(&self, cause: Cause) {
         self.shared.asked.fetch_or(1 << cause as u8, Ordering::Release);
         self.shared.notify.notify_one();
@@ -394,7 +398,8 @@ where
             () = surroundings.shutdown.cancelled() => return Ok(()),
             Some(question) = inspections.recv() => iteration.answer(question),
             cause = surroundings.wakeups.next() => iteration.schedule.request(cause, clock()),
-            messages = source.next(), if source_open => match messages {
+            // Unconstrained: tokio's budget would cut a backlog into pieces of 128, each with its sync.
+            messages = unconstrained(source.next()), if source_open => match messages {
                 Some(messages) => iteration.receive(messages, clock()),
                 None if surroundings.settings.once => source_open = false,
                 None => return Err(LoopError::SourceEnded),
@@ -448,7 +453,11 @@ impl<'a, C: Controller> Iteration<'a, C> {
     /// When the loop must turn again although nothing happened.
     fn deadline(&self, now: Instant) -> Instant {
         let heartbeat = now + HEARTBEAT;
-        let next = if self.controller.is_synced() { self.schedule.deadline() } else { self.cache_deadline() };
+        let next = match self.controller.is_synced() {
+            true if self.schedule.due(now).is_some() => Some(now),
+            true => self.schedule.deadline(),
+            false => self.cache_deadline(),
+        };
         next.map_or(heartbeat, |next| next.min(heartbeat))
     }
 
@@ -515,3 +524,6 @@ fn log_success(cause: Cause, took: Duration, kernel_ops: u64) {
         _ => tracing::info!(%cause, ?took, kernel_ops, "synced"),
     }
 }
+
+#[cfg(test)]
+mod tests;
