@@ -71,7 +71,7 @@ pub struct NamedPort {
 }
 
 /// core/v1 Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     /// Namespace and name.
     pub key: ObjectKey,
@@ -92,7 +92,7 @@ pub struct Pod {
 }
 
 /// core/v1 Namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace {
     /// `metadata.name`
     pub name: Str,
@@ -124,7 +124,7 @@ pub struct LabelSelectorRequirement {
 }
 
 /// networking.k8s.io/v1 NetworkPolicy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NetworkPolicy {
     /// Namespace and name.
     pub key: ObjectKey,
@@ -141,7 +141,7 @@ pub struct NetworkPolicy {
 }
 
 /// A rule of a policy, or why it could not be read. A rule that could not be read allows nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RuleSpec {
     /// It has the right shape; its values are not validated.
     Rule(PolicyRule),
@@ -150,7 +150,7 @@ pub enum RuleSpec {
 }
 
 /// NetworkPolicyIngressRule or NetworkPolicyEgressRule.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PolicyRule {
     /// `from` or `to`; empty means everybody.
     pub peers: Vec<PolicyPeer>,
@@ -159,7 +159,7 @@ pub struct PolicyRule {
 }
 
 /// NetworkPolicyPeer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PolicyPeer {
     /// `podSelector`
     pub pod_selector: Option<LabelSelector>,
@@ -170,7 +170,7 @@ pub struct PolicyPeer {
 }
 
 /// networking.k8s.io/v1 IPBlock as it stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct IpBlock {
     /// `cidr`
     pub cidr: String,
@@ -179,7 +179,7 @@ pub struct IpBlock {
 }
 
 /// NetworkPolicyPort as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PolicyPort {
     /// `protocol`, `TCP` by default; may be a word that is no protocol.
     pub protocol: Str,
@@ -190,7 +190,7 @@ pub struct PolicyPort {
 }
 
 /// IntOrString of a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PortRef {
     /// A number, any that the object has.
     Number(i64),
@@ -199,11 +199,12 @@ pub enum PortRef {
 }
 
 /// core/v1 Service: what is needed to know which packets go to a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// Namespace and name.
     pub key: ObjectKey,
-    /// `spec.clusterIPs` (or `clusterIP`) without `None`, `spec.externalIPs`, `status.loadBalancer.ingress[].ip`.
+    /// `spec.clusterIPs` (or `clusterIP`) without `None`, `spec.externalIPs`, and those
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is not `Proxy`; none for `ExternalName`.
     pub ips: SmallVec<[IpAddr; 2]>,
     /// `spec.ports`
     pub ports: Vec<ServicePort>,
@@ -212,7 +213,7 @@ pub struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// `protocol`
     pub protocol: Protocol,
@@ -223,7 +224,7 @@ pub struct ServicePort {
 }
 
 /// An object of one of the watched kinds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     /// A pod.
     Pod(Arc<Pod>),
@@ -236,7 +237,7 @@ pub enum Object {
 }
 
 /// One change of the cluster. Level, not edge: the same object may be applied again unchanged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// The object is now so.
     Applied(Object),
@@ -282,6 +283,22 @@ impl Change {
         match self {
             Self::Applied(object) => object.object_ref(),
             Self::Deleted(object) | Self::Excluded { object, .. } => object.clone(),
+        }
+    }
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Pod, Self::Namespace, Self::NetworkPolicy, Self::Service];
+
+    /// The kind that an object with this `apiVersion` and `kind` is of.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        match (api_version, kind) {
+            ("v1", "Pod") => Some(Self::Pod),
+            ("v1", "Namespace") => Some(Self::Namespace),
+            ("networking.k8s.io/v1", "NetworkPolicy") => Some(Self::NetworkPolicy),
+            ("v1", "Service") => Some(Self::Service),
+            _ => None,
         }
     }
 }
@@ -341,5 +358,19 @@ impl fmt::Display for ObjectKey {
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.key)
+    }
+}
+
+/// As displayed, so that it can be a key of a JSON object.
+impl serde::Serialize for Kind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// As displayed, so that it can be a key of a JSON object.
+impl serde::Serialize for ObjectKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
