@@ -7,10 +7,15 @@
 //! ```
 
 pub mod builder;
+mod describe;
 pub mod expr;
+mod netlink;
 pub mod ruleset;
+mod socket;
 pub mod transaction;
+mod wire;
 
 pub use expr::*;
 pub use ruleset::*;
+pub use socket::Socket;
 pub use transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};

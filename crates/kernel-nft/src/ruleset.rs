@@ -91,6 +91,9 @@ pub enum DataType {
     Mark,
     /// `ifname`, 16 bytes, NUL padded.
     Ifname,
+    /// Observed only: a set with something that this crate does not write (other types, timeouts, data maps,
+    /// ranges in concatenations). It differs from every set of ours and can only be deleted.
+    Foreign,
 }
 
 /// What a set is, apart from its elements. A change of any of it means a new set.
@@ -117,7 +120,8 @@ pub struct Key(SmallVec<[u8; 16]>);
 pub enum Value {
     /// Member of a plain set.
     Member,
-    /// Member of an interval set: the key is the first, this the last address of the range (inclusive).
+    /// Member of an interval set: the key is the first, this the last address of the range (inclusive). A
+    /// single address is a range too, from itself to itself; `Member` does not belong in an interval set.
     Until(Key),
     /// Element of a verdict map.
     Verdict(Verdict),
@@ -145,6 +149,8 @@ pub enum Hook {
     Output,
     /// After routing.
     Postrouting,
+    /// From a device, before everything else.
+    Ingress,
 }
 
 /// `type` of a base chain.
@@ -156,6 +162,9 @@ pub enum ChainType {
     Nat,
     /// `route`
     Route,
+    /// Observed only: a base chain with something that this crate does not write (another type, a policy
+    /// other than `accept`, hardware offload). It differs from every chain of ours and can only be deleted.
+    Foreign,
 }
 
 /// Where a base chain is attached. Its policy is always `accept` here.
@@ -259,6 +268,56 @@ pub enum Op {
     AddRule(Name, Rule),
 }
 
+impl DataType {
+    /// Bytes of a field of this type; 0 for [`DataType::Foreign`].
+    pub const fn len(self) -> usize {
+        match self {
+            Self::InetProto | Self::Icmpv6Type | Self::IcmpType => 1,
+            Self::InetService => 2,
+            Self::Ipv4Addr | Self::Mark => 4,
+            Self::Ipv6Addr | Self::Ifname => 16,
+            Self::Foreign => 0,
+        }
+    }
+
+    /// True if the bytes are a number of the host's byte order.
+    pub const fn is_host_order(self) -> bool {
+        matches!(self, Self::Mark | Self::Ifname)
+    }
+}
+
+impl SetSpec {
+    /// A set of single keys, without limit or comment.
+    pub fn set(key: &[DataType]) -> Self {
+        Self { key: key.to_vec(), verdict_map: false, interval: false, size: None, comment: None }
+    }
+
+    /// A set of ranges of one type, without limit or comment.
+    pub fn intervals(key: DataType) -> Self {
+        Self { interval: true, ..Self::set(&[key]) }
+    }
+
+    /// A verdict map, without limit or comment.
+    pub fn verdicts(key: &[DataType]) -> Self {
+        Self { verdict_map: true, ..Self::set(key) }
+    }
+
+    /// With a comment, made fit by [`comment`].
+    #[must_use]
+    pub fn with_comment(mut self, text: &str) -> Self {
+        self.comment = Some(comment(text));
+        self
+    }
+
+    /// Bytes of a key: fields of a concatenation are padded to four bytes each.
+    pub fn key_len(&self) -> usize {
+        match self.key.as_slice() {
+            [single] => single.len(),
+            fields => fields.iter().map(|field| field.len().next_multiple_of(4)).sum(),
+        }
+    }
+}
+
 impl Key {
     /// A key of one field, or of several already padded to four bytes each.
     pub fn from_bytes(bytes: &[u8]) -> Self {
@@ -278,6 +337,28 @@ impl Key {
     /// The bytes as the kernel has them.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The next key in numerical order; `None` after the last one (all bits set).
+    pub(crate) fn successor(&self) -> Option<Self> {
+        self.step(u8::MAX, 0, |byte| byte + 1)
+    }
+
+    /// The previous key in numerical order; `None` before the first one (all bits clear).
+    pub(crate) fn predecessor(&self) -> Option<Self> {
+        self.step(0, u8::MAX, |byte| byte - 1)
+    }
+
+    fn step(&self, carries: u8, becomes: u8, step: impl Fn(u8) -> u8) -> Option<Self> {
+        let mut next = self.clone();
+        for byte in next.0.iter_mut().rev() {
+            if *byte != carries {
+                *byte = step(*byte);
+                return Some(next);
+            }
+            *byte = becomes;
+        }
+        None
     }
 }
 
