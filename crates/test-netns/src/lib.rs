@@ -1,1 +1,42 @@
-//! test-netns
+//! Clusters made of network namespaces, for tests with real packets.
+//!
+//! ```no_run
+//! use test_netns::{Attachment, ClusterSpec, Family, Protocol};
+//! # fn main() -> anyhow::Result<()> {
+//! let cluster = ClusterSpec::uniform(Attachment::Routed, &[Family::V4, Family::V6], 2, 3)
+//!     .serve(Protocol::Tcp, 80)
+//!     .build()?;
+//! cluster.namespace("n1")?.nft("table inet t { chain c { type filter hook forward priority 0; policy drop; }; }")?;
+//! let to = cluster.address("y/a", Family::V4)?;
+//! println!("{}", cluster.probe("x/a", to, Protocol::Tcp, 80)?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`namespace`]: one throw-away namespace, without a name, gone with the process.
+//! - [`topology`], [`cluster`]: nodes, pods, an outside host, and the links and routes between them.
+//! - [`outcome`], [`probe`]: what a probe is and finds; thousands at once.
+//! - [`matrix`]: who reaches whom, as a table, against the expected table.
+//! - [`flow`]: a connection that is kept, to see whether it is cut.
+//! - `server`, `conn`, `sctp`: both ends of the wire.
+//!
+//! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules.
+
+pub mod cluster;
+mod conn;
+pub mod flow;
+pub mod matrix;
+pub mod namespace;
+pub mod outcome;
+pub mod probe;
+mod sctp;
+mod server;
+pub mod topology;
+
+pub use cluster::{Cluster, Host};
+pub use flow::Flow;
+pub use matrix::{Expected, Matrix, Wrong};
+pub use namespace::Namespace;
+pub use outcome::{Answer, Family, Icmp, Outcome, Protocol};
+pub use probe::{Probe, TIMEOUT};
+pub use topology::{Attachment, ClusterSpec, NodeSpec, PodSpec};
