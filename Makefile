@@ -1,0 +1,75 @@
+# Everything that a person or CI runs. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export CARGO_TERM_COLOR ?= always
+CONFORMANCE_DIR ?= $(abspath ../shared/conformance)
+export CONFORMANCE_DIR
+
+# Debian packages, by what needs them.
+TEST_PACKAGES := iproute2 nftables conntrack util-linux xz-utils
+PACKAGE_TOOLS := prometheus
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: need-cargo
+need-cargo:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or later, e.g. with https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory PACKAGES="gcc libc6-dev" packages
+
+.PHONY: packages
+packages: # Installs $(PACKAGES), those that are missing
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing" $$missing; \
+	  apt-get install -y -qq --no-install-recommends $$missing >/dev/null 2>&1 || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; \
+	fi
+
+.PHONY: build
+build: need-cargo ## Release binaries in target/release
+	cargo build --release --bins
+
+.PHONY: demo
+demo: need-cargo ## Watch policies being enforced between pods made of namespaces (KEEP=1 leaves it up)
+	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
+	cargo build --release -p npc-firewall -p e2e
+	KEEP=$(KEEP) target/release/demo
+
+.PHONY: test
+test: test-unit test-netns ## All tests that run on one machine
+
+.PHONY: test-unit
+test-unit: need-cargo ## Golden cases, properties, replay; needs no privileges
+	cargo test --workspace --exclude test-netns
+
+.PHONY: test-netns
+test-netns: need-cargo ## Real nftables and real packets, in namespaces; needs root
+	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
+	cargo test -p test-netns
+	cargo test -p kernel-nft -p npc-firewall --features kernel-nft/netns,npc-firewall/netns --test netns
+
+.PHONY: test-conformance
+test-conformance: need-cargo ## The public suites of ../shared/conformance (CONFORMANCE_ALL=1: every case as packets)
+	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
+	cargo test --release -p npc-firewall --features conformance --test conformance_oracle --test conformance_netns
+
+.PHONY: test-apiserver
+test-apiserver: need-cargo ## Against kube-apiserver and etcd in $KUBEBUILDER_ASSETS
+	cargo test -p common-informer --features apiserver-tests --test apiserver
+
+.PHONY: lint
+lint: need-cargo ## Formatting and clippy; warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+.PHONY: ci
+ci: lint test ## What .ci/run runs
+	@if [ -d "$(CONFORMANCE_DIR)" ]; then $(MAKE) --no-print-directory test-conformance; \
+	else echo "no $(CONFORMANCE_DIR): the conformance suites are not part of this run"; fi
+
+.PHONY: clean
+clean: ## Remove build output
+	cargo clean
