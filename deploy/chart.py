@@ -130,9 +130,10 @@ def rule_errors(document):
 
 
 def object_errors(document):
-    errors = schema_errors(document)
     name = document["metadata"]["name"]
-    match document["kind"]:
+    errors = schema_errors(document)
+    # What follows reads fields that only a valid object has for sure.
+    match None if errors else document["kind"]:
         case "DaemonSet":
             errors += daemonset_errors(document)
         case "ClusterRole" if document["rules"] != RULES[name]:
