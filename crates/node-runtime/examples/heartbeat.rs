@@ -28,10 +28,14 @@ struct Cli {
     /// File to keep
     #[arg(long, default_value = "/dev/null")]
     file: String,
+    /// Never come back from a sync, to see what becomes of liveness and of signals
+    #[arg(long)]
+    hang: bool,
 }
 
 struct Heartbeat {
     file: String,
+    hang: bool,
     wanted: Option<u64>,
 }
 
@@ -47,6 +51,12 @@ impl Controller for Heartbeat {
     }
 
     fn sync(&mut self, _cause: Cause, _now: Instant) -> Result<SyncReport, SyncError> {
+        if self.hang {
+            eprintln!("hanging");
+            loop {
+                std::thread::park();
+            }
+        }
         let text = self.wanted.unwrap_or_default().to_string();
         let have = fs::read_to_string(&self.file).unwrap_or_default();
         if have == text {
@@ -74,8 +84,8 @@ async fn run(cli: Cli, ignored: args::Ignored) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }));
-    let Cli { common, once, file } = cli;
-    let make = move || Ok::<_, std::convert::Infallible>(Heartbeat { file, wanted: None });
+    let Cli { common, once, file, hang } = cli;
+    let make = move || Ok::<_, std::convert::Infallible>(Heartbeat { file, hang, wanted: None });
     daemon.run(&common, once, make, from_channel(receiver)).await?;
     count.abort();
     Ok(())

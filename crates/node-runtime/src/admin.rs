@@ -120,14 +120,14 @@ impl Pages {
         loop {
             let error = match bind(addr, port).await {
                 Ok(sockets) => {
-                    tracing::info!(?addr, port, "admin port open");
+                    tracing::info!(%addr, port, "admin port open");
                     self.admin.health.recover(LISTEN_FAILED);
                     return sockets;
                 }
                 Err(error) => error,
             };
-            tracing::warn!(%error, ?addr, port, retry_in = ?delay, "cannot listen for the admin port");
-            self.admin.health.degrade(LISTEN_FAILED, format!("port {port}: {error}"));
+            tracing::warn!(%error, %addr, port, retry_in = ?delay, "cannot listen for the admin port");
+            self.admin.health.degrade(LISTEN_FAILED, format!("address {addr}, port {port}: {error}"));
             sleep(delay).await;
             delay = (delay * 2).min(BIND_RETRY.1);
         }

@@ -9,6 +9,7 @@
 //! - kube-router's flags that the binary has no use for are accepted, see [`crate::kube_router_flag`].
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -137,6 +138,15 @@ impl FromStr for ListenAddr {
                 let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
                 inner.unwrap_or(text).parse().map(Self::Ip)
             }
+        }
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => formatter.write_str("*"),
+            Self::Ip(ip) => ip.fmt(formatter),
         }
     }
 }

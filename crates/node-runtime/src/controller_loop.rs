@@ -151,8 +151,8 @@ pub struct Degradation {
 pub struct SyncError {
     /// What was tried, on what, and how it failed.
     pub error: Box<dyn Error + Send + Sync>,
-    /// What was done before or in spite of that. Its `degraded` replaces earlier reports; its `wake_at` is
-    /// not used.
+    /// What was done before or in spite of that. Its `degraded` replaces earlier reports unless it is empty:
+    /// a sync that failed early has not looked. Its `wake_at` is not used.
     pub partial: SyncReport,
 }
 
@@ -489,15 +489,17 @@ impl<'a, C: Controller> Iteration<'a, C> {
     fn sync(&mut self, cause: Cause, now: Instant) -> Result<(), Box<dyn Error + Send + Sync>> {
         let outcome = self.controller.sync(cause, now);
         let end = clock();
+        let took = end.saturating_duration_since(now);
+        let Surroundings { health, metrics, .. } = self.surroundings;
         let (report, error) = match outcome {
             Ok(report) => (report, None),
             Err(failed) => (failed.partial, Some(failed.error)),
         };
-        let Surroundings { health, metrics, .. } = self.surroundings;
-        let took = end.saturating_duration_since(now);
-        metrics.synced(cause, error.is_none(), took, &report.kernel_ops);
         let kernel_ops = report.kernel_op_count();
-        health.replace_reported(report.degraded.into_iter().map(|what| (what.reason, what.message)));
+        metrics.synced(cause, error.is_none(), took, &report.kernel_ops);
+        if error.is_none() || !report.degraded.is_empty() {
+            health.replace_reported(report.degraded.into_iter().map(|what| (what.reason, what.message)));
+        }
         let Some(error) = error else {
             self.schedule.succeeded(end, report.wake_at);
             health.recover(SYNC_FAILED);

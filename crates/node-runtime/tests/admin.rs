@@ -1,5 +1,7 @@
 //! The admin port over loopback connections.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 

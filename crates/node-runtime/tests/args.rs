@@ -1,5 +1,7 @@
 //! How the flags of a daemon are read, seen by a binary that has some of its own.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};

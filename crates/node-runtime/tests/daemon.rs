@@ -1,5 +1,7 @@
 //! A whole process (`examples/heartbeat.rs`): flags, environment, pages, signals.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -82,6 +84,19 @@ fn a_daemon_serves_its_pages_and_stops_with_status_zero_on_sigterm() {
     running.signal("TERM");
     running.wait_for("stopping");
     assert_eq!(running.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_a_daemon_whose_sync_does_not_come_back() {
+    let mut command = heartbeat();
+    command.args(["--hang", "--health-port=0"]);
+    let mut running = Running::start(command);
+    running.wait_for("hanging");
+    running.signal("TERM");
+    running.wait_for("stopping");
+    running.signal("INT");
+    running.wait_for("second signal");
+    assert_eq!(running.child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

@@ -56,7 +56,13 @@ impl Controller for Recorder {
         if *self.refuses.lock().unwrap() {
             Err(Refused)?;
         }
-        Ok(SyncReport { kernel_ops: vec![("add", 2)], ..SyncReport::default() })
+        let odd = self.received % 2 == 1;
+        let degraded = odd.then(|| Degradation { reason: "odd", message: self.received.to_string() });
+        Ok(SyncReport {
+            kernel_ops: vec![("add", 2)],
+            wake_at: None,
+            degraded: degraded.into_iter().collect(),
+        })
     }
 
     fn state(&self) -> impl Serialize {
@@ -227,6 +233,22 @@ async fn a_failure_is_degraded_until_a_sync_succeeds_and_does_not_undo_readiness
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_report_calls_degraded_holds_until_the_next_report_and_through_failures() {
+    let bench = Bench::start_with(1, false, &[1]);
+    bench.settle().await;
+    let odd = ("odd", "1".to_owned());
+    assert_eq!(bench.health.report(clock()).degraded, std::slice::from_ref(&odd));
+    bench.refuse(true);
+    bench.messages.send(2).await.unwrap();
+    bench.settle().await;
+    let failed = (SYNC_FAILED, "refused".to_owned());
+    assert_eq!(bench.health.report(clock()).degraded, [odd, failed]);
+    bench.refuse(false);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.health.report(clock()).degraded, []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn readiness_waits_for_the_first_success() {
     let bench = Bench::start(0, false);
     bench.refuse(true);
@@ -339,7 +361,7 @@ async fn a_panic_in_a_sync_reaches_whoever_waits_for_the_loop() {
         metrics: Registry::new(&PROGRAM).unwrap().common().clone(),
         shutdown: CancellationToken::new(),
     };
-    let make = || Ok::<_, std::convert::Infallible>(Panics);
+    let make = || Ok::<_, Infallible>(Panics);
     let reconcile = LoopThread::spawn(make, stream::iter([()]), surroundings).unwrap();
     let join = tokio::spawn(reconcile.join());
     let panic = join.await.unwrap_err().into_panic();
