@@ -1,0 +1,45 @@
+//! Golden cases: the smallest objects, and the table that they make on node `n1`.
+//!
+//! Each folder of `tests/golden` has `case.md` (what it pins, and why), `objects.yaml` and `expect.nft`.
+//! `UPDATE_GOLDEN=1` rewrites the expectations; read the difference before you commit it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use common_informer::manifests::document;
+use common_informer::object::Change;
+use kernel_nft::TableFlags;
+use npc_firewall::model::world::{Touched, World};
+use npc_firewall::plan::{PlanConfig, Planner};
+
+fn table_of(yaml: &str) -> String {
+    let mut interner = common_informer::intern::Interner::new();
+    let documents = document::parse(yaml, &mut interner);
+    let mut world = World::new("n1".into());
+    let mut touched = Touched::default();
+    for decoded in documents.objects {
+        world.apply(Change::Applied(decoded.object), &mut touched);
+    }
+    let mut planner = Planner::new(PlanConfig::default(), TableFlags::default());
+    planner.update(&world, &touched);
+    kernel_nft::text::render(planner.ruleset())
+}
+
+#[test]
+fn every_golden_case_makes_the_expected_table() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 20, "golden cases are missing");
+    let mut wrong = Vec::new();
+    for case in cases {
+        let table = table_of(&fs::read_to_string(case.join("objects.yaml")).unwrap());
+        let expected = case.join("expect.nft");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&expected, &table).unwrap();
+        } else if fs::read_to_string(&expected).unwrap_or_default() != table {
+            wrong.push(format!("{}: is now\n{table}", case.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,0 +1,430 @@
+//! Runs a packet through a ruleset as the kernel would, so that compiled rules can be judged without one.
+//!
+//! Headers are real bytes, so a rule that reads a port of a packet that has none, or a v4 address of a v6
+//! packet, goes wrong here as it does in the kernel (net/netfilter/nf_tables_core.c, nft_*.c).
+
+use std::net::IpAddr;
+
+use kernel_nft::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Reject, Side, Verdict};
+use kernel_nft::ruleset::{Chain, ChainType, DataType, Hook, Name, Ruleset, Set, Value};
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
+pub const SCTP: u8 = 132;
+
+/// What conntrack says of a packet. `Invalid` and `Untracked` packets have no connection: `ct mark` and
+/// `ct direction` do not match on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtState {
+    Invalid,
+    New,
+    Established,
+    Related,
+    Untracked,
+}
+
+/// A packet at a hook.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub hook: Hook,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: u8,
+    /// First bytes of the transport header.
+    pub transport: Vec<u8>,
+    pub state: CtState,
+    pub reply: bool,
+    pub ct_status: u32,
+    pub ct_mark: u32,
+    pub mark: u32,
+    pub source_is_local: bool,
+    pub destination_is_local: bool,
+    pub iif: &'static str,
+    pub oif: &'static str,
+    /// Whether `limit` expressions are over their rate.
+    pub over_limit: bool,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub fate: Fate,
+    pub ct_mark: u32,
+    pub mark: u32,
+    /// Named counters that counted it.
+    pub counters: Vec<Name>,
+    /// Prefix and group of each log.
+    pub logs: Vec<(String, u16)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Accepted,
+    Dropped,
+    Rejected(Reject),
+}
+
+impl Packet {
+    /// The first packet of a connection between two ports, in the forward hook.
+    pub fn new(source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Self {
+        let [high, low] = port.to_be_bytes();
+        Self {
+            hook: Hook::Forward,
+            source,
+            destination,
+            protocol,
+            transport: [vec![0xc0, 0x01, high, low], vec![0; 16]].concat(),
+            state: CtState::New,
+            reply: false,
+            ct_status: 0,
+            ct_mark: 0,
+            mark: 0,
+            source_is_local: false,
+            destination_is_local: false,
+            iif: "eth0",
+            oif: "veth0",
+            over_limit: false,
+        }
+    }
+
+    /// An ICMP or ICMPv6 message, after the family of the addresses.
+    pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8) -> Self {
+        let protocol = if source.is_ipv4() { ICMP } else { ICMPV6 };
+        Self { transport: vec![kind, 0, 0, 0, 0, 1, 0, 1], ..Self::new(source, destination, protocol, 0) }
+    }
+
+    /// The answer of the other side once the connection has the given mark.
+    pub fn answer(&self, ct_mark: u32) -> Self {
+        let mut transport = self.transport.clone();
+        if matches!(self.protocol, TCP | UDP | SCTP) {
+            transport.rotate_left(2);
+            transport[2..4].copy_from_slice(&self.transport[0..2]);
+            transport[4..].fill(0);
+        }
+        Self {
+            source: self.destination,
+            destination: self.source,
+            transport,
+            state: CtState::Established,
+            reply: true,
+            ct_mark,
+            source_is_local: self.destination_is_local,
+            destination_is_local: self.source_is_local,
+            ..self.clone()
+        }
+    }
+
+    /// A later packet of the same side once the connection has the given mark.
+    pub fn later(&self, ct_mark: u32) -> Self {
+        Self { state: CtState::Established, ct_mark, ..self.clone() }
+    }
+
+    fn network_header(&self) -> Vec<u8> {
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut header = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, self.protocol, 0, 0];
+                header.extend(source.octets());
+                header.extend(destination.octets());
+                header
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let mut header = vec![0x60, 0, 0, 0, 0, 20, self.protocol, 64];
+                header.extend(source.octets());
+                header.extend(destination.octets());
+                header
+            }
+            (source, destination) => panic!("no packet goes from {source} to {destination}"),
+        }
+    }
+}
+
+/// Runs the packet through the base chains of its hook in order of priority.
+///
+/// # Panics
+/// On references to sets, chains or counters that are not there, jumps deeper than the kernel allows, and
+/// expressions that it doesn't know: such a ruleset is wrong whatever the packet.
+pub fn run(ruleset: &Ruleset, packet: &Packet) -> Outcome {
+    let outcome = Outcome {
+        fate: Fate::Accepted,
+        ct_mark: packet.ct_mark,
+        mark: packet.mark,
+        counters: vec![],
+        logs: vec![],
+    };
+    let mut machine =
+        Machine { ruleset, packet, network: packet.network_header(), registers: [0; 64], outcome };
+    let mut bases: Vec<_> = ruleset
+        .chains
+        .values()
+        .filter_map(|chain| chain.base.map(|base| (base, chain)))
+        .filter(|(base, _)| base.hook == packet.hook)
+        .collect();
+    bases.sort_by_key(|(base, _)| base.priority);
+    for (base, chain) in bases {
+        assert!(base.kind == ChainType::Filter, "only filter chains are interpreted");
+        machine.outcome.fate = machine.base_chain(chain);
+        if machine.outcome.fate != Fate::Accepted {
+            break;
+        }
+    }
+    machine.outcome
+}
+
+struct Machine<'a> {
+    ruleset: &'a Ruleset,
+    packet: &'a Packet,
+    network: Vec<u8>,
+    registers: [u8; 64],
+    outcome: Outcome,
+}
+
+/// What one expression leads to.
+enum Step {
+    Next,
+    /// The rule does not match (`NFT_BREAK`).
+    NoMatch,
+    Verdict(Verdict),
+    Rejected(Reject),
+}
+
+impl<'a> Machine<'a> {
+    /// `nft_do_chain`: a stack of places to come back to; the policy of base chains is accept.
+    fn base_chain(&mut self, chain: &'a Chain) -> Fate {
+        const JUMP_STACK_SIZE: usize = 16; // KERNEL: NFT_JUMP_STACK_SIZE
+        let mut stack: Vec<(&'a Chain, usize)> = vec![];
+        let (mut chain, mut position) = (chain, 0);
+        loop {
+            let Some(rule) = chain.rules.get(position) else {
+                match stack.pop() {
+                    Some(caller) => (chain, position) = caller,
+                    None => return Fate::Accepted,
+                }
+                continue;
+            };
+            position += 1;
+            match self.rule(&rule.expressions) {
+                Step::Next | Step::NoMatch => {}
+                Step::Rejected(kind) => return Fate::Rejected(kind),
+                Step::Verdict(Verdict::Accept) => return Fate::Accepted,
+                Step::Verdict(Verdict::Drop) => return Fate::Dropped,
+                Step::Verdict(Verdict::Return) => position = chain.rules.len(),
+                Step::Verdict(Verdict::Goto(name)) => (chain, position) = (self.chain(&name), 0),
+                Step::Verdict(Verdict::Jump(name)) => {
+                    assert!(stack.len() < JUMP_STACK_SIZE, "the jump stack overflows at {name}");
+                    stack.push((chain, position));
+                    (chain, position) = (self.chain(&name), 0);
+                }
+            }
+        }
+    }
+
+    fn chain(&self, name: &Name) -> &'a Chain {
+        let chain = self.ruleset.chains.get(name).unwrap_or_else(|| panic!("no chain {name}"));
+        assert!(chain.base.is_none(), "{name} is a base chain and can't be jumped to");
+        chain
+    }
+
+    fn rule(&mut self, expressions: &[Expr]) -> Step {
+        for expression in expressions {
+            match self.expression(expression) {
+                Step::Next => {}
+                other => return other,
+            }
+        }
+        Step::Next
+    }
+
+    fn expression(&mut self, expression: &Expr) -> Step {
+        match expression {
+            Expr::Meta { key, dreg } => {
+                let value = self.meta(*key);
+                self.store(dreg.0, &value);
+            }
+            Expr::MetaSet { key, sreg } => match key {
+                MetaKey::Mark => self.outcome.mark = self.load_u32(sreg.0),
+                other => panic!("meta {other:?} can't be set"),
+            },
+            Expr::Payload { base, offset, len, dreg } => {
+                let header = match base {
+                    PayloadBase::Network => &self.network,
+                    PayloadBase::Transport => &self.packet.transport,
+                };
+                let bytes = header.get(*offset as usize..(*offset + *len) as usize).map(<[u8]>::to_vec);
+                let Some(bytes) = bytes else { return Step::NoMatch };
+                self.store(dreg.0, &bytes);
+            }
+            Expr::Ct { key, dreg } => {
+                let Some(value) = self.ct(*key) else { return Step::NoMatch };
+                self.store(dreg.0, &value);
+            }
+            Expr::CtSet { key, sreg } => match key {
+                // KERNEL: nft_ct_set_eval does nothing on a packet without a connection.
+                CtKey::Mark if self.has_connection() => self.outcome.ct_mark = self.load_u32(sreg.0),
+                CtKey::Mark => {}
+                other => panic!("ct {other:?} can't be set"),
+            },
+            Expr::Cmp { op, sreg, data } => {
+                // KERNEL: nft_cmp_eval compares as memcmp does, the register with the constant.
+                let order = self.load(sreg.0, data.len()).cmp(data.as_slice());
+                return matches_if(match op {
+                    CmpOp::Eq => order.is_eq(),
+                    CmpOp::Neq => order.is_ne(),
+                    CmpOp::Lt => order.is_lt(),
+                    CmpOp::Lte => order.is_le(),
+                    CmpOp::Gt => order.is_gt(),
+                    CmpOp::Gte => order.is_ge(),
+                });
+            }
+            Expr::Range { negate, sreg, from, to } => {
+                let value = self.load(sreg.0, from.len());
+                return matches_if((from.as_slice() <= value && value <= to.as_slice()) != *negate);
+            }
+            Expr::Bitwise { sreg, dreg, mask, xor } => {
+                assert_eq!(mask.len(), xor.len(), "mask and xor of one length");
+                let value = self.load(sreg.0, mask.len()).iter();
+                let result: Vec<_> =
+                    value.zip(mask).zip(xor).map(|((v, mask), xor)| (v & mask) ^ xor).collect();
+                self.store(dreg.0, &result);
+            }
+            Expr::Lookup { set, sreg, verdict_map, negate } => {
+                return self.lookup(set, sreg.0, *verdict_map, *negate);
+            }
+            Expr::Immediate { dreg, data } => self.store(dreg.0, data),
+            Expr::Verdict(verdict) => return Step::Verdict(verdict.clone()),
+            Expr::CounterRef(name) => {
+                assert!(self.ruleset.counters.contains_key(name), "no counter {name}");
+                self.outcome.counters.push(name.clone());
+            }
+            Expr::Counter => {}
+            Expr::LimitPerMinute { .. } => return matches_if(!self.packet.over_limit),
+            Expr::Log { prefix, group } => self.outcome.logs.push((prefix.clone(), *group)),
+            Expr::Reject(kind) => return Step::Rejected(*kind),
+            Expr::FibType { side, dreg } => {
+                let local = match side {
+                    Side::Source => self.packet.source_is_local,
+                    Side::Destination => self.packet.destination_is_local,
+                };
+                // KERNEL: RTN_LOCAL is 2, RTN_UNICAST 1 (include/uapi/linux/rtnetlink.h).
+                self.store(dreg.0, &(if local { 2u32 } else { 1u32 }).to_ne_bytes());
+            }
+            Expr::Other { name, .. } => panic!("an expression {name} that we never write"),
+        }
+        Step::Next
+    }
+
+    fn meta(&self, key: MetaKey) -> Vec<u8> {
+        let ifname = |name: &str| {
+            let mut bytes = name.as_bytes().to_vec();
+            bytes.resize(16, 0);
+            bytes
+        };
+        match key {
+            MetaKey::L4Proto => vec![self.packet.protocol],
+            MetaKey::NfProto => vec![if self.packet.source.is_ipv4() { 2 } else { 10 }],
+            MetaKey::Mark => self.outcome.mark.to_ne_bytes().to_vec(),
+            MetaKey::IifName => ifname(self.packet.iif),
+            MetaKey::OifName => ifname(self.packet.oif),
+        }
+    }
+
+    fn has_connection(&self) -> bool {
+        !matches!(self.packet.state, CtState::Invalid | CtState::Untracked)
+    }
+
+    fn ct(&self, key: CtKey) -> Option<Vec<u8>> {
+        let state: u32 = match self.packet.state {
+            CtState::Invalid => 1,
+            CtState::Established => 2,
+            CtState::Related => 4,
+            CtState::New => 8,
+            CtState::Untracked => 64,
+        };
+        match key {
+            CtKey::State => Some(state.to_ne_bytes().to_vec()),
+            _ if !self.has_connection() => None,
+            CtKey::Direction => Some(vec![u8::from(self.packet.reply)]),
+            CtKey::Status => Some(self.packet.ct_status.to_ne_bytes().to_vec()),
+            CtKey::Mark => Some(self.outcome.ct_mark.to_ne_bytes().to_vec()),
+        }
+    }
+
+    fn lookup(&self, name: &Name, sreg: u8, verdict_map: bool, negate: bool) -> Step {
+        let set = self.ruleset.sets.get(name).unwrap_or_else(|| panic!("no set {name}"));
+        assert_eq!(set.spec.verdict_map, verdict_map, "{name} is not that kind of set");
+        let found = find(set, self.load(sreg, key_len(set)));
+        match found {
+            Some(Value::Verdict(verdict)) => {
+                assert!(!negate, "the verdict of an absent key of {name}");
+                Step::Verdict(verdict.clone())
+            }
+            Some(Value::Member | Value::Until(_)) => matches_if(!negate),
+            None => matches_if(negate),
+        }
+    }
+
+    fn load(&self, register: u8, len: usize) -> &[u8] {
+        let start = usize::from(register) * 4;
+        &self.registers[start..start + len]
+    }
+
+    fn load_u32(&self, register: u8) -> u32 {
+        u32::from_ne_bytes(self.load(register, 4).try_into().unwrap())
+    }
+
+    /// KERNEL: a store clears the rest of its last 32-bit register.
+    fn store(&mut self, register: u8, bytes: &[u8]) {
+        let start = usize::from(register) * 4;
+        self.registers[start..start + bytes.len().next_multiple_of(4)].fill(0);
+        self.registers[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+fn matches_if(condition: bool) -> Step {
+    if condition { Step::Next } else { Step::NoMatch }
+}
+
+fn width(field: DataType) -> usize {
+    match field {
+        DataType::Ipv4Addr | DataType::Mark => 4,
+        DataType::Ipv6Addr | DataType::Ifname => 16,
+        DataType::InetProto | DataType::Icmpv6Type | DataType::IcmpType => 1,
+        DataType::InetService => 2,
+        DataType::Foreign => panic!("a key of a type that we never write"),
+    }
+}
+
+/// Widths of the fields as they lie in registers: padded to four bytes if concatenated.
+fn field_widths(set: &Set) -> Vec<usize> {
+    match set.spec.key.as_slice() {
+        [field] => vec![width(*field)],
+        fields => fields.iter().map(|field| width(*field).next_multiple_of(4)).collect(),
+    }
+}
+
+fn key_len(set: &Set) -> usize {
+    field_widths(set).iter().sum()
+}
+
+fn find<'a>(set: &'a Set, key: &[u8]) -> Option<&'a Value> {
+    let key = kernel_nft::ruleset::Key::from_bytes(key);
+    if let Some(value) = set.elements.get(&key) {
+        return Some(value);
+    }
+    let widths = field_widths(set);
+    set.elements
+        .iter()
+        .filter(|_| set.spec.interval)
+        .find(|(first, value)| {
+            let Value::Until(last) = value else { return false };
+            let mut at = 0;
+            widths.iter().all(|width| {
+                let field = at..at + width;
+                at += width;
+                first.as_bytes()[field.clone()] <= key.as_bytes()[field.clone()]
+                    && key.as_bytes()[field.clone()] <= last.as_bytes()[field]
+            })
+        })
+        .map(|(_, value)| value)
+}

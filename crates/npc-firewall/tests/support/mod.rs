@@ -1,0 +1,17 @@
+//! What the tests of this crate share: an oracle of the policy rules, an interpreter of compiled rulesets,
+//! random clusters, and the public conformance suites.
+//!
+//! ```text
+//! random ──► objects ──┬─► oracle ──────────────► allowed?  ┐
+//!                      └─► planner ─► ruleset ─► interpreter ├─ must agree
+//! conformance ─► objects, expected cells ────────────────────┘
+//! ```
+#![allow(dead_code, reason = "each test binary uses another part of these modules")]
+#![allow(unreachable_pub, reason = "modules of test binaries are private")]
+#![allow(unused_imports, reason = "each test binary uses another part of these modules")]
+
+pub mod cluster;
+pub mod interpreter;
+pub mod oracle;
+pub mod random;
+pub mod table;
