@@ -91,9 +91,11 @@ pub async fn bind(addr: ListenAddr, port: u16) -> io::Result<Vec<TcpListener>> {
         ListenAddr::Any => IpAddr::from(Ipv6Addr::UNSPECIFIED),
     };
     let any_v4 = (Ipv4Addr::UNSPECIFIED, port);
-    let Ok(dual) = TcpListener::bind((ip, port)).await else {
-        // No IPv6 here, or the port is taken: then this says so too.
-        return Ok(vec![TcpListener::bind(any_v4).await?]);
+    let dual = match TcpListener::bind((ip, port)).await {
+        Ok(dual) => dual,
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+        // No IPv6 on this machine.
+        Err(_) => return Ok(vec![TcpListener::bind(any_v4).await?]),
     };
     // KERNEL: with net.ipv6.bindv6only=1 the socket takes IPv6 only, and only then this succeeds.
     let v4 = TcpListener::bind((Ipv4Addr::UNSPECIFIED, dual.local_addr()?.port())).await;
@@ -290,4 +292,51 @@ async fn converse(stream: TcpStream, pages: &Pages, on_this_node: bool) -> hyper
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static PROGRAM: Program =
+        Program { name: "test-daemon", version: "1", health_port: 1, sync_period_aliases: &[] };
+
+    fn pages(metrics: bool) -> Pages {
+        let admin = Admin {
+            program: &PROGRAM,
+            registry: Registry::new(&PROGRAM).unwrap(),
+            health: Health::new(Instant::now(), Duration::from_secs(60)),
+            inspector: None,
+        };
+        let listener = Listener { addr: ListenAddr::Any, port: 1, metrics };
+        Pages { admin, metrics_path: "/metrics".to_owned(), listener }
+    }
+
+    #[tokio::test]
+    async fn clients_elsewhere_see_health_but_metrics_only_on_their_listener_and_never_the_state() {
+        let status = async |pages: &Pages, path: &str| pages.answer(&Method::GET, path, false).await.status;
+        for (metrics, expected) in [(false, StatusCode::FORBIDDEN), (true, StatusCode::OK)] {
+            let pages = pages(metrics);
+            assert_eq!(status(&pages, "/healthz").await, StatusCode::OK);
+            assert_eq!(status(&pages, "/metrics").await, expected);
+            assert_eq!(status(&pages, "/state").await, StatusCode::FORBIDDEN);
+        }
+    }
+
+    #[test]
+    fn clients_on_this_node_are_known_by_their_source_address() {
+        let on_this_node = |local: &str, peer: &str| {
+            is_on_this_node(
+                (local.parse::<IpAddr>().unwrap(), 1).into(),
+                (peer.parse::<IpAddr>().unwrap(), 2).into(),
+            )
+        };
+        assert!(on_this_node("127.0.0.1", "127.0.0.1"));
+        assert!(on_this_node("::1", "::1"));
+        assert!(on_this_node("10.0.0.1", "10.0.0.1"), "the kubelet probes the node's address");
+        assert!(on_this_node("::ffff:127.0.0.1", "::ffff:127.0.0.1"), "IPv4 on a socket for both families");
+        assert!(on_this_node("10.0.0.1", "::ffff:10.0.0.1"));
+        assert!(!on_this_node("10.0.0.1", "10.0.0.2"));
+        assert!(!on_this_node("fd00::1", "fd00::2"));
+    }
 }
