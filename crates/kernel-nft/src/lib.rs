@@ -6,16 +6,24 @@
 //!   have: Ruleset ◄─┴────────────── observe ◄──┘
 //! ```
 
+mod apply;
 pub mod builder;
 mod describe;
+mod diff;
 pub mod expr;
+pub mod fake;
 mod netlink;
+mod reference;
 pub mod ruleset;
 mod socket;
 pub mod transaction;
+mod usage;
 mod wire;
 
+pub use apply::{Refused, apply};
+pub use diff::{create, diff};
 pub use expr::*;
+pub use fake::Fake;
 pub use ruleset::*;
 pub use socket::Socket;
 pub use transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};

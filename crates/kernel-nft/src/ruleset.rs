@@ -268,6 +268,16 @@ pub enum Op {
     AddRule(Name, Rule),
 }
 
+impl Op {
+    /// True for a change of no elements: there is nothing to be sent.
+    pub fn is_nothing(&self) -> bool {
+        match self {
+            Self::AddElements(_, elements) | Self::DeleteElements(_, elements) => elements.is_empty(),
+            _ => false,
+        }
+    }
+}
+
 impl DataType {
     /// Bytes of a field of this type; 0 for [`DataType::Foreign`].
     pub const fn len(self) -> usize {

@@ -7,9 +7,7 @@ use nix::libc;
 
 use crate::describe::describe;
 use crate::netlink::{Answer, DumpError, Netlink};
-use crate::ruleset::{
-    Chain, Counter, DataType, Family, Name, Op, Rule, Ruleset, Set, Table, TableFlags, Value,
-};
+use crate::ruleset::{Chain, Counter, DataType, Family, Name, Op, Rule, Ruleset, Set, TableFlags};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
 use crate::wire::decode::{self, Elements};
 use crate::wire::encode::{Batch, Subject};
@@ -42,37 +40,11 @@ impl Socket {
         Ok(socket)
     }
 
-    /// The port by which the kernel names this socket, as owner of tables and author of changes.
-    pub fn portid(&self) -> u32 {
-        self.netlink.portid()
-    }
-
     /// Talks to the kernel as if it were older than 6.10, so that tests on newer kernels cover that way too.
     #[doc(hidden)]
     pub fn without_end_ack(mut self) -> Self {
         self.end_ack = false;
         self
-    }
-
-    /// True if the kernel has tables that outlive their owner (`NFT_TABLE_F_PERSIST`, Linux ≥ 6.9): makes one
-    /// with a name that nobody else uses and removes it in the same transaction.
-    ///
-    /// # Errors
-    /// [`CommitError`] when the kernel refuses for another reason than not knowing the flags.
-    pub fn supports_persist(&mut self) -> Result<bool, CommitError> {
-        let name: Name = format!("probe-{}", self.portid()).into();
-        let table = Table {
-            family: Family::Inet,
-            name: name.clone(),
-            flags: TableFlags { owner: true, persist: true },
-            comment: None,
-        };
-        let ops = [Op::AddTable(table), Op::DeleteTable];
-        match self.commit(&Transaction { family: Family::Inet, table: &name, ops: &ops, generation: None }) {
-            Ok(()) => Ok(true),
-            Err(CommitError::Refused { errno: libc::EINVAL | libc::EOPNOTSUPP, .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// An empty batch changes nothing; only newer kernels answer its end.
@@ -288,7 +260,7 @@ impl Nftables for Socket {
     }
 
     fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError> {
-        if transaction.ops.iter().all(is_empty) {
+        if transaction.ops.iter().all(Op::is_nothing) {
             return Ok(());
         }
         let failed = |source| CommitError::Io { context: COMMITTING, source };
@@ -305,16 +277,9 @@ impl Nftables for Socket {
         let (answers, _lost) = self.netlink.drain_answers().map_err(failed)?;
         self.judge(transaction, &batch, &answers)
     }
-}
 
-/// True for an op that has no message.
-fn is_empty(op: &Op) -> bool {
-    match op {
-        Op::AddElements(_, elements) | Op::DeleteElements(_, elements) => {
-            let elements: &[(_, Value)] = elements;
-            elements.is_empty()
-        }
-        _ => false,
+    fn portid(&self) -> u32 {
+        self.netlink.portid()
     }
 }
 

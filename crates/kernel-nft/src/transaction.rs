@@ -6,7 +6,7 @@ use std::io;
 
 use nix::libc;
 
-use crate::ruleset::{Counter, Family, Name, Op, Ruleset};
+use crate::ruleset::{Counter, Family, Name, Op, Ruleset, Table, TableFlags};
 
 /// A list of changes of one table, carried out in order, all or nothing.
 #[derive(Clone, Copy, Debug)]
@@ -177,4 +177,24 @@ pub trait Nftables {
     /// [`CommitError`]; after [`CommitError::Unconfirmed`] and [`CommitError::Io`] it is not known whether
     /// the transaction was carried out.
     fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError>;
+
+    /// The port by which the kernel names this conversation, as owner of tables and author of changes.
+    fn portid(&self) -> u32;
+
+    /// True if there are tables that outlive their owner (`NFT_TABLE_F_PERSIST`, Linux ≥ 6.9): makes one with
+    /// a name that nobody else uses and removes it in the same transaction.
+    ///
+    /// # Errors
+    /// [`CommitError`] when it is refused for another reason than not knowing the flags.
+    fn supports_persist(&mut self) -> Result<bool, CommitError> {
+        let name: Name = format!("probe-{}", self.portid()).into();
+        let flags = TableFlags { owner: true, persist: true };
+        let table = Table { family: Family::Inet, name: name.clone(), flags, comment: None };
+        let ops = [Op::AddTable(table), Op::DeleteTable];
+        match self.commit(&Transaction { family: Family::Inet, table: &name, ops: &ops, generation: None }) {
+            Ok(()) => Ok(true),
+            Err(CommitError::Refused { errno: libc::EINVAL | libc::EOPNOTSUPP, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }

@@ -1,0 +1,184 @@
+//! Who uses what in a table, counted as the kernel counts it, to refuse what the kernel refuses.
+
+use std::collections::{BTreeMap, HashMap};
+
+use nix::libc;
+
+use crate::expr::Expr;
+use crate::reference::Reference;
+use crate::ruleset::{Key, Name, Op, Rule, Ruleset, Value};
+
+/// `NFT_JUMP_STACK_SIZE` of include/net/netfilter/nf_tables.h.
+const JUMP_STACK_SIZE: usize = 16;
+
+/// How often each chain, set and counter is named by rules and elements.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Usage {
+    chains: HashMap<Name, usize>,
+    sets: HashMap<Name, usize>,
+    counters: HashMap<Name, usize>,
+    /// What the present rules and elements name, by the chain or set that holds them.
+    held_by_chain: HashMap<Name, Vec<Held>>,
+    held_by_set: HashMap<Name, BTreeMap<Key, Name>>,
+}
+
+/// An owned [`Reference`].
+#[derive(Clone, Debug)]
+enum Held {
+    Chain(Name),
+    Set(Name),
+    Counter(Name),
+}
+
+impl Usage {
+    /// What the kernel checks of an op beyond presence and form; `Err` is a positive `errno`.
+    pub(crate) fn check(&self, ruleset: &Ruleset, op: &Op) -> Result<(), i32> {
+        let unused = |counts: &HashMap<Name, usize>, name: &Name| {
+            if counts.get(name).copied().unwrap_or(0) > 0 { Err(libc::EBUSY) } else { Ok(()) }
+        };
+        match op {
+            Op::DeleteChain(name) if ruleset.chains.contains_key(name) => unused(&self.chains, name),
+            Op::DeleteSet(name) if ruleset.sets.contains_key(name) => unused(&self.sets, name),
+            Op::DeleteCounter(name) if ruleset.counters.contains_key(name) => unused(&self.counters, name),
+            Op::AddRule(chain, rule) if ruleset.chains.contains_key(chain) => check_rule(ruleset, rule),
+            Op::AddElements(set, elements) if ruleset.sets.contains_key(set) => elements
+                .iter()
+                .filter_map(|(_, value)| value.target())
+                .try_for_each(|chain| check_target(ruleset, chain)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts an op that was carried out.
+    pub(crate) fn add(&mut self, op: &Op) {
+        match op {
+            Op::AddRule(chain, rule) => {
+                let held: Vec<Held> = rule.references().map(Held::from).collect();
+                held.iter().for_each(|held| *self.count(held) += 1);
+                self.held_by_chain.entry(chain.clone()).or_default().extend(held);
+            }
+            Op::FlushChain(chain) | Op::DeleteChain(chain) => {
+                for held in self.held_by_chain.remove(chain).unwrap_or_default() {
+                    *self.count(&held) -= 1;
+                }
+            }
+            Op::AddElements(set, elements) => {
+                for (key, chain) in elements.iter().filter_map(|(key, value)| Some((key, value.target()?))) {
+                    let present = self.held_by_set.entry(set.clone()).or_default();
+                    if present.insert(key.clone(), chain.clone()).is_none() {
+                        *self.chains.entry(chain.clone()).or_default() += 1;
+                    }
+                }
+            }
+            Op::DeleteElements(set, elements) => self.release_elements(set, elements),
+            Op::DeleteSet(set) => {
+                for chain in self.held_by_set.remove(set).unwrap_or_default().into_values() {
+                    *self.chains.entry(chain).or_default() -= 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn release_elements(&mut self, set: &Name, elements: &[(Key, Value)]) {
+        let Some(present) = self.held_by_set.get_mut(set) else { return };
+        for chain in elements.iter().filter_map(|(key, _)| present.remove(key)) {
+            *self.chains.entry(chain).or_default() -= 1;
+        }
+    }
+
+    fn count(&mut self, held: &Held) -> &mut usize {
+        match held {
+            Held::Chain(name) => self.chains.entry(name.clone()).or_default(),
+            Held::Set(name) => self.sets.entry(name.clone()).or_default(),
+            Held::Counter(name) => self.counters.entry(name.clone()).or_default(),
+        }
+    }
+
+    /// KERNEL: nft_table_validate(): from each base chain jumps may be nested 16 deep at most; a circle is
+    /// deeper than that. `Err` is a positive `errno`.
+    pub(crate) fn validate(&self, ruleset: &Ruleset) -> Result<(), i32> {
+        let mut depths = HashMap::new();
+        for (name, chain) in &ruleset.chains {
+            if chain.base.is_some() && depth(ruleset, name, 0, &mut depths)? > JUMP_STACK_SIZE {
+                return Err(libc::EMLINK);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Reference<'_>> for Held {
+    fn from(reference: Reference<'_>) -> Self {
+        match reference {
+            Reference::Chain(name) => Self::Chain(name.clone()),
+            Reference::Set(name) => Self::Set(name.clone()),
+            Reference::Counter(name) => Self::Counter(name.clone()),
+        }
+    }
+}
+
+/// Chains nested below and with `name`.
+fn depth<'a>(
+    ruleset: &'a Ruleset,
+    name: &'a Name,
+    level: usize,
+    known: &mut HashMap<&'a Name, usize>,
+) -> Result<usize, i32> {
+    if let Some(depth) = known.get(name) {
+        return Ok(*depth);
+    }
+    if level > JUMP_STACK_SIZE {
+        return Err(libc::EMLINK);
+    }
+    let mut deepest = 0;
+    let rules = ruleset.chains.get(name).map(|chain| chain.rules.as_slice()).unwrap_or_default();
+    for expression in rules.iter().flat_map(|rule| &rule.expressions) {
+        match expression {
+            Expr::Verdict(verdict) => {
+                if let Some(target) = verdict.target() {
+                    deepest = deepest.max(depth(ruleset, target, level + 1, known)?);
+                }
+            }
+            Expr::Lookup { set, verdict_map: true, .. } => {
+                let targets = ruleset.sets.get(set).into_iter().flat_map(|set| set.elements.values());
+                for target in targets.filter_map(Value::target) {
+                    deepest = deepest.max(depth(ruleset, target, level + 1, known)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    known.insert(name, deepest + 1);
+    Ok(deepest + 1)
+}
+
+fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
+    for expression in &rule.expressions {
+        match expression {
+            Expr::Lookup { set, verdict_map, .. } => {
+                let set = ruleset.sets.get(set).ok_or(libc::ENOENT)?;
+                if set.spec.verdict_map != *verdict_map {
+                    return Err(libc::EINVAL);
+                }
+            }
+            Expr::CounterRef(counter) if !ruleset.counters.contains_key(counter) => return Err(libc::ENOENT),
+            Expr::Verdict(verdict) => {
+                if let Some(target) = verdict.target() {
+                    check_target(ruleset, target)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// KERNEL: nft_verdict_init().
+fn check_target(ruleset: &Ruleset, chain: &Name) -> Result<(), i32> {
+    match ruleset.chains.get(chain) {
+        None => Err(libc::ENOENT),
+        Some(chain) if chain.base.is_some() => Err(libc::EOPNOTSUPP),
+        Some(_) => Ok(()),
+    }
+}
