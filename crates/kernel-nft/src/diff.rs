@@ -27,16 +27,18 @@ pub fn create(want: &Ruleset) -> Vec<Op> {
 /// that is absent use [`create`].
 ///
 /// A table's flags and comment cannot be changed, except that an orphan (flag `persist` without `owner`) is
-/// adopted. Any other difference there removes the table and makes it anew, in the same transaction.
+/// adopted and a dormant table without owner is woken. Any other difference there removes the table and makes
+/// it anew, in the same transaction.
 /// Named counters keep their values, also when their comment changes.
 pub fn diff(want: &Ruleset, have: &Ruleset) -> Vec<Op> {
     if want.table == have.table {
         return changes(want, have);
     }
-    let orphan = TableFlags { owner: false, persist: true };
-    let adopted = TableFlags { owner: true, persist: true };
-    let adoptable = have.table.flags == orphan
-        && want.table.flags == adopted
+    let orphan = TableFlags { persist: true, ..TableFlags::default() };
+    let adopted = TableFlags { owner: true, persist: true, dormant: false };
+    let woken = TableFlags { dormant: false, ..have.table.flags };
+    let adoptable = (have.table.flags == orphan && want.table.flags == adopted
+        || want.table.flags == woken && !woken.owner)
         && have.table.comment == want.table.comment
         && have.table.name == want.table.name
         && have.table.family == want.table.family;

@@ -280,8 +280,12 @@ fn update_table(entry: &mut Entry, table: &Table, portid: u32) -> Result<(), i32
     if table.flags == flags {
         return Ok(());
     }
-    let orphan = TableFlags { owner: false, persist: true };
-    if flags == orphan && table.flags == (TableFlags { owner: true, persist: true }) {
+    if !flags.owner && (TableFlags { dormant: table.flags.dormant, ..flags }) == table.flags {
+        entry.ruleset.table.flags.dormant = table.flags.dormant;
+        return Ok(());
+    }
+    let orphan = TableFlags { persist: true, ..TableFlags::default() };
+    if flags == orphan && table.flags == (TableFlags { owner: true, persist: true, dormant: false }) {
         entry.owner = Some(portid);
         entry.ruleset.table.flags = table.flags;
         return Ok(());

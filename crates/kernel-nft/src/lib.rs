@@ -8,10 +8,12 @@
 
 mod apply;
 pub mod builder;
+pub mod conntrack;
 mod describe;
 mod diff;
 pub mod expr;
 pub mod fake;
+pub mod monitor;
 mod netlink;
 mod reference;
 pub mod ruleset;
@@ -24,6 +26,7 @@ pub use apply::{Refused, apply};
 pub use diff::{create, diff};
 pub use expr::*;
 pub use fake::Fake;
+pub use monitor::{Change, Monitor};
 pub use ruleset::*;
 pub use socket::Socket;
 pub use transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};

@@ -40,6 +40,8 @@ pub struct TableFlags {
     pub owner: bool,
     /// The table outlives its owner's socket and can be adopted by the next one (Linux ≥ 6.9).
     pub persist: bool,
+    /// None of its chains is attached to its hook; somebody's way to switch a table off.
+    pub dormant: bool,
 }
 
 /// Properties of a table.
@@ -280,7 +282,7 @@ impl Op {
 
 impl DataType {
     /// Bytes of a field of this type; 0 for [`DataType::Foreign`].
-    pub const fn len(self) -> usize {
+    pub const fn width(self) -> usize {
         match self {
             Self::InetProto | Self::Icmpv6Type | Self::IcmpType => 1,
             Self::InetService => 2,
@@ -322,8 +324,8 @@ impl SetSpec {
     /// Bytes of a key: fields of a concatenation are padded to four bytes each.
     pub fn key_len(&self) -> usize {
         match self.key.as_slice() {
-            [single] => single.len(),
-            fields => fields.iter().map(|field| field.len().next_multiple_of(4)).sum(),
+            [single] => single.width(),
+            fields => fields.iter().map(|field| field.width().next_multiple_of(4)).sum(),
         }
     }
 }

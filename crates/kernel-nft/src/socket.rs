@@ -288,7 +288,7 @@ fn ownership(found: &decode::TableFound, portid: u32) -> Ownership {
         (TableFlags { owner: true, .. }, Some(owner)) if owner == portid => Ownership::Ours,
         (TableFlags { owner: true, .. }, Some(owner)) => Ownership::Other(owner),
         // The kernel takes the flag `owner` away when the owner's socket closes.
-        (TableFlags { owner: false, persist: true }, _) => Ownership::Orphaned,
+        (TableFlags { owner: false, persist: true, .. }, _) => Ownership::Orphaned,
         _ => Ownership::Free,
     }
 }

@@ -188,7 +188,7 @@ pub trait Nftables {
     /// [`CommitError`] when it is refused for another reason than not knowing the flags.
     fn supports_persist(&mut self) -> Result<bool, CommitError> {
         let name: Name = format!("probe-{}", self.portid()).into();
-        let flags = TableFlags { owner: true, persist: true };
+        let flags = TableFlags { owner: true, persist: true, dormant: false };
         let table = Table { family: Family::Inet, name: name.clone(), flags, comment: None };
         let ops = [Op::AddTable(table), Op::DeleteTable];
         match self.commit(&Transaction { family: Family::Inet, table: &name, ops: &ops, generation: None }) {

@@ -26,7 +26,11 @@ pub(crate) fn table(message: &Message<'_>, family: Family) -> Option<TableFound>
         table: Table {
             family,
             name: name(kinds.get(NFTA_TABLE_NAME))?,
-            flags: TableFlags { owner: owned, persist: flags & NFT_TABLE_F_PERSIST != 0 },
+            flags: TableFlags {
+                owner: owned,
+                persist: flags & NFT_TABLE_F_PERSIST != 0,
+                dormant: flags & NFT_TABLE_F_DORMANT != 0,
+            },
             comment: comment(kinds.get(NFTA_TABLE_USERDATA), NFTNL_UDATA_TABLE_COMMENT),
         },
         owner: if owned { kinds.u32(NFTA_TABLE_OWNER) } else { None },

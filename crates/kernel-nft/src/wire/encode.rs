@@ -89,12 +89,7 @@ impl Batch {
         self.op_of_message.len() as u32 + 2
     }
 
-    /// The sequence number that is acknowledged if all went well on a kernel without END answers.
-    pub(crate) fn last_change(&self) -> Subject {
-        self.op_of_message.last().map_or(Subject::Begin, |op| Subject::Op(*op as usize))
-    }
-
-    /// True if `sequence` is that of the very last change.
+    /// True if `sequence` is that of the very last change, which kernels without END answers acknowledge.
     pub(crate) fn is_last_change(&self, sequence: u32) -> bool {
         !self.op_of_message.is_empty()
             && sequence.wrapping_sub(self.first_sequence) as usize == self.op_of_message.len()
@@ -354,7 +349,8 @@ impl Encoder<'_> {
 fn table_flags(flags: TableFlags) -> u32 {
     let owner = if flags.owner { NFT_TABLE_F_OWNER } else { 0 };
     let persist = if flags.persist { NFT_TABLE_F_PERSIST } else { 0 };
-    owner | persist
+    let dormant = if flags.dormant { NFT_TABLE_F_DORMANT } else { 0 };
+    owner | persist | dormant
 }
 
 /// `NF_INET_*`; the bridge family has the same numbers.

@@ -171,6 +171,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// Port of the socket that asked for it or caused it.
+    pub(crate) portid: u32,
     /// Everything after the `nlmsghdr`.
     pub(crate) body: &'a [u8],
 }
@@ -210,7 +212,7 @@ impl<'a> Iterator for Messages<'a> {
             self.rest = &[];
             return Some(Err("a message without a whole header"));
         };
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
         let Some(body) = self.rest.get(HEADER..len) else {
             self.rest = &[];
@@ -221,6 +223,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
+            portid: u32::from_ne_bytes([p0, p1, p2, p3]),
             body,
         }))
     }
@@ -274,9 +277,8 @@ impl<'a> Attributes<'a> {
     }
 
     /// The first attribute of a kind.
-    pub(crate) fn find(self, kind: u16) -> Option<Attribute<'a>> {
-        let mut attributes = self;
-        attributes.find_map(|attribute| (attribute.kind == kind).then_some(attribute))
+    pub(crate) fn find(mut self, kind: u16) -> Option<Attribute<'a>> {
+        Iterator::find(&mut self, |attribute| attribute.kind == kind)
     }
 }
 
