@@ -15,7 +15,7 @@
 //!
 //! Writers should rename complete files into place; a file that is written in parts may be seen in parts.
 
-mod document;
+pub mod document;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -44,3 +44,124 @@ impl Pending {
         std::mem::take(&mut self.changes).into_values().map(|entry| entry.change).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::object::{Kind, ObjectKey};
+
+    fn object(name: u8) -> ObjectRef {
+        ObjectRef { kind: Kind::Pod, key: ObjectKey { namespace: "x".into(), name: name.to_string().into() } }
+    }
+
+    /// `Excluded` stands for every change that leaves the object there: what it carries does not matter here.
+    fn present(name: u8, version: u8) -> Change {
+        Change::Excluded { object: object(name), reason: version.to_string() }
+    }
+
+    fn apply(state: &mut BTreeMap<ObjectRef, Change>, change: Change) {
+        match change {
+            Change::Deleted(object) => {
+                state.remove(&object);
+            }
+            change => {
+                state.insert(change.object_ref(), change);
+            }
+        }
+    }
+
+    #[test]
+    fn latest_change_wins_and_takes_the_latest_place() {
+        let mut pending = Pending::default();
+        pending.push(present(1, 1), true);
+        pending.push(present(2, 1), true);
+        pending.push(present(1, 2), true);
+        assert_eq!(pending.take(), [present(2, 1), present(1, 2)]);
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn object_that_is_back_is_only_applied() {
+        let mut pending = Pending::default();
+        pending.push(Change::Deleted(object(1)), true);
+        pending.push(present(1, 1), false);
+        assert_eq!(pending.take(), [present(1, 1)]);
+    }
+
+    #[test]
+    fn object_that_is_back_and_gone_again_is_deleted() {
+        let mut pending = Pending::default();
+        pending.push(Change::Deleted(object(1)), true);
+        pending.push(present(1, 1), false);
+        pending.push(Change::Deleted(object(1)), true);
+        assert_eq!(pending.take(), [Change::Deleted(object(1))]);
+    }
+
+    #[test]
+    fn object_that_came_and_went_unseen_takes_no_place() {
+        let mut pending = Pending::default();
+        for name in 0..=u8::MAX {
+            pending.push(present(name, 1), false);
+            pending.push(present(name, 2), true);
+            pending.push(Change::Deleted(object(name)), true);
+        }
+        assert!(pending.is_empty() && pending.positions.is_empty());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Put(u8, u8),
+        Delete(u8),
+        Take,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0u8..6, any::<u8>()).prop_map(|(name, version)| Step::Put(name, version)),
+            3 => (0u8..6).prop_map(Step::Delete),
+            2 => Just(Step::Take),
+        ];
+        prop::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn coalesced_changes_lead_where_all_of_them_would(steps in steps()) {
+            let (mut pending, mut source, mut consumer) =
+                (Pending::default(), BTreeMap::new(), BTreeMap::new());
+            for step in steps.into_iter().chain([Step::Take]) {
+                match step {
+                    Step::Put(name, version) => {
+                        let known = source.contains_key(&object(name));
+                        pending.push(present(name, version), known);
+                        apply(&mut source, present(name, version));
+                    }
+                    Step::Delete(name) if source.contains_key(&object(name)) => {
+                        pending.push(Change::Deleted(object(name)), true);
+                        apply(&mut source, Change::Deleted(object(name)));
+                    }
+                    Step::Delete(_) => {}
+                    Step::Take => {
+                        let changes = pending.take();
+                        let mut objects: Vec<_> = changes.iter().map(Change::object_ref).collect();
+                        objects.sort();
+                        objects.dedup();
+                        prop_assert_eq!(objects.len(), changes.len(), "one change for each object");
+                        for change in changes {
+                            if let Change::Deleted(object) = &change {
+                                prop_assert!(consumer.contains_key(object), "only what is known is deleted");
+                            }
+                            apply(&mut consumer, change);
+                        }
+                        prop_assert_eq!(&consumer, &source);
+                    }
+                }
+                prop_assert!(pending.changes.len() <= 6);
+            }
+        }
+    }
+}

@@ -52,29 +52,29 @@ fn created(metadata: &Map<String, Value>) -> Result<i64, Fault> {
 /// `status.podIPs`, or `status.podIP` where it is missing: the first address of each family.
 fn addresses(status: &Map<String, Value>, notes: &mut Notes) -> SmallVec<[IpAddr; 2]> {
     let mut addresses = SmallVec::<[IpAddr; 2]>::new();
-    let mut add = |result: Result<Option<&str>, Fault>, path: &str, notes: &mut Notes| {
-        let address = result.and_then(|text| match text {
-            None | Some("") => Ok(None),
-            Some(text) => address(text).map(Some),
-        });
-        match address {
-            Ok(Some(address)) if addresses.iter().all(|other| other.is_ipv4() != address.is_ipv4()) => {
-                addresses.push(address);
-            }
-            Ok(_) => {}
-            Err(fault) => notes.add(&fault.below(path).below("status")),
+    let mut add = |result: Result<Option<IpAddr>, Fault>, path: &str, notes: &mut Notes| match result {
+        Ok(Some(address)) if addresses.iter().all(|other| other.is_ipv4() != address.is_ipv4()) => {
+            addresses.push(address);
         }
+        Ok(_) => {}
+        Err(fault) => notes.add(&fault.below(path)),
     };
     let list = notes.or_default(json::list(status, "podIPs").map_err(|fault| fault.below("status")));
     for (index, item) in list.iter().enumerate() {
-        let text = as_object(item).and_then(|item| json::text(item, "ip"));
-        add(text, &format!("podIPs{}", element(index)), notes);
+        let address = as_object(item).and_then(|item| optional_address(item, "ip"));
+        add(address, &format!("status.podIPs{}", element(index)), notes);
     }
     if list.is_empty() {
-        let text = status.get("podIP").filter(|value| !value.is_null()).map(json::as_text).transpose();
-        add(text, "podIP", notes);
+        add(optional_address(status, "podIP"), "status", notes);
     }
     addresses
+}
+
+fn optional_address(fields: &Map<String, Value>, name: &str) -> Result<Option<IpAddr>, Fault> {
+    match json::text(fields, name)? {
+        None | Some("") => Ok(None),
+        Some(text) => address(text).map(Some).map_err(|fault| fault.below(name)),
+    }
 }
 
 /// An address that a pod or a service can have.
