@@ -8,9 +8,9 @@
 //! ```
 #![allow(dead_code, reason = "each test binary uses another part of these modules")]
 #![allow(unreachable_pub, reason = "modules of test binaries are private")]
-#![allow(unused_imports, reason = "each test binary uses another part of these modules")]
 
 pub mod cluster;
+pub mod conformance;
 pub mod interpreter;
 pub mod oracle;
 pub mod random;
