@@ -1,0 +1,201 @@
+"""Scrapes a built component with a real Prometheus and holds dashboard and alerts against what it finds.
+
+    metrics_check.py COMPONENT BINARY
+
+Started by deploy/check-metrics inside a fresh network namespace.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import chart
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+METRICS, PROMETHEUS = "127.0.0.1:20245", "127.0.0.1:9090"
+# What Grafana puts into a dashboard's expressions.
+GRAFANA = {"$instance": ".*", "$__rate_interval": "10s"}
+# Names in expressions that are neither a metric of ours nor of the process.
+SCRAPED_BY_PROMETHEUS = {"up"}
+
+
+def require(fact, message):
+    if not fact:
+        raise AssertionError(message)
+
+
+def fetch(url):
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read()
+
+
+def api(path, **parameters):
+    """The `data` of an answer of Prometheus' API."""
+    url = f"http://{PROMETHEUS}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+    try:
+        return json.loads(fetch(url))["data"]
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"Prometheus refuses {parameters}: {error.read().decode()}") from None
+
+
+def query(expression):
+    return api("query", query=expression)["result"]
+
+
+def wait_for(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if condition():
+                return
+        require(time.monotonic() < deadline, f"still not so after {seconds} s: {what}")
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def process(name, *command):
+    """Runs until the block ends; its output is shown when the block fails."""
+    with tempfile.TemporaryFile("w+") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield child
+        except BaseException:
+            log.seek(0)
+            print(f"--- output of {name}\n{log.read()[-4000:]}\n---")
+            raise
+        finally:
+            child.terminate()
+            child.wait(timeout=20)
+
+
+def arguments(component):
+    """Those that the chart gives, without what only a pod has."""
+    for document in chart.objects(chart.render({})):
+        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == component:
+            args = document["spec"]["template"]["spec"]["containers"][0]["args"]
+            return [arg for arg in args if not arg.startswith("--sysctl-root=")]
+    raise SystemExit(f"metrics_check: the chart has no DaemonSet {component}")
+
+
+def prometheus_config(component, folder):
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(HERE / "alerts" / f"{component}.yaml")],
+        "scrape_configs": [{"job_name": component, "static_configs": [{"targets": [METRICS]}]}],
+    }
+    path = pathlib.Path(folder, "prometheus.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def dashboard_expressions(component):
+    dashboard = json.loads((HERE / "dashboards" / f"{component}.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            expression = target["expr"]
+            for variable, value in GRAFANA.items():
+                expression = expression.replace(variable, value)
+            yield panel["title"], expression
+
+
+def alert_expressions(component):
+    rules = yaml.safe_load((HERE / "alerts" / f"{component}.yaml").read_text())
+    return [(rule["alert"], rule["expr"]) for group in rules["groups"] for rule in group["rules"]]
+
+
+def metric_names(component, expression):
+    """Names of series, without the suffixes under which a histogram is stored being taken away."""
+    prefix = component.replace("-", "_")
+    return set(re.findall(rf"\b({prefix}_\w+|process_\w+|up)\b", expression))
+
+
+def exposition_is_clean(component):
+    """promtool's rules about names, types, units and help texts."""
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=fetch(f"http://{METRICS}/metrics"), capture_output=True
+    )
+    said = (result.stdout + result.stderr).decode()
+    require(result.returncode == 0 and not said.strip(), said)
+
+
+def every_metric_of_dashboard_and_alerts_is_scraped(component):
+    scraped = set(api("label/__name__/values"))
+    wanted = [*dashboard_expressions(component), *alert_expressions(component)]
+    require(wanted, "nothing to check")
+    missing = {
+        f"{name} ({where})"
+        for where, expression in wanted
+        for name in metric_names(component, expression) - SCRAPED_BY_PROMETHEUS
+        if name not in scraped
+    }
+    require(not missing, f"not in the scrape: {sorted(missing)}")
+
+
+def every_panel_shows_data(component):
+    empty = [f"{title}: {expression}" for title, expression in dashboard_expressions(component) if not query(expression)]
+    require(not empty, "panels without data:\n      " + "\n      ".join(empty))
+
+
+def alert_rules_are_evaluated(component):
+    rules = [rule for group in api("rules")["groups"] for rule in group["rules"]]
+    bad = [rule for rule in rules if rule["health"] != "ok"]
+    require(rules and not bad, f"rules: {bad or 'none loaded'}")
+
+
+def only_the_malformed_policy_raises_an_alert(component):
+    alerts = {(a["labels"]["alertname"], a["labels"].get("kind")) for a in api("alerts")["alerts"]}
+    require(alerts == {("NpcFirewallExcludedObjects", "NetworkPolicy")}, f"alerts: {sorted(alerts)}")
+
+
+CHECKS = [
+    exposition_is_clean,
+    every_metric_of_dashboard_and_alerts_is_scraped,
+    every_panel_shows_data,
+    alert_rules_are_evaluated,
+    only_the_malformed_policy_raises_an_alert,
+]
+
+
+def main(component, binary):
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    address, port = METRICS.split(":")
+    args = [f"--metrics-addr={address}", f"--metrics-port={port}", "--node-name=node-a", f"--manifests={HERE}/testdata"]
+    failed = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process(component, binary, *arguments(component), *args),
+        process(
+            "prometheus",
+            "prometheus",
+            f"--config.file={prometheus_config(component, folder)}",
+            f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address={PROMETHEUS}",
+        ),
+    ):
+        wait_for(lambda: query(f'up{{job="{component}"}} == 1'), 30, "Prometheus scrapes the component")
+        prefix = component.replace("-", "_")
+        wait_for(lambda: query(f"{prefix}_last_success_timestamp_seconds > 0"), 30, "the component is in sync")
+        # Rates need two scrapes after the sync, alerts an evaluation.
+        wait_for(lambda: query(f'count_over_time(up{{job="{component}"}}[1m]) >= 8'), 30, "eight scrapes")
+        for check in CHECKS:
+            try:
+                check(component)
+                print(f"metrics {check.__name__}: ok")
+            except AssertionError as error:
+                failed += 1
+                print(f"metrics {check.__name__}: FAILED\n    {error}")
+    print(f"{len(CHECKS) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
