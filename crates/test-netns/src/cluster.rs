@@ -230,7 +230,7 @@ impl Cluster {
         let mut hosts: Vec<(String, Vec<IpAddr>)> =
             self.nodes.iter().map(|node| (node.name.clone(), node.addresses.clone())).collect();
         hosts.push((OUTSIDE.into(), outside_addresses));
-        let mut setups = Vec::new();
+        let (mut setups, mut settled) = (Vec::new(), Settled::default());
         for (index, (name, addresses)) in hosts.into_iter().enumerate() {
             let namespace = Namespace::new(name.as_str())?;
             let is_node = name != OUTSIDE;
@@ -241,14 +241,16 @@ impl Cluster {
                 format_args!("link add port{index} type veth peer name eth0 netns {}", path.display()),
             );
             put(&mut core, format_args!("link set port{index} master core0 up"));
-            setups.push((namespace.clone(), self.underlay_lines(&name, &addresses)));
+            settled = settled.link(&format!("port{index}"));
+            let ready = Settled::default().link("eth0").addresses(&addresses);
+            setups.push((namespace.clone(), self.underlay_lines(&name, &addresses), ready));
             let host = Host { name: name.clone(), node: None, addresses, namespace, link: String::new() };
             ensure!(self.hosts.insert(name.clone(), host).is_none(), "two hosts are named {name}");
         }
         self._core.ip(&core)?;
         self._core.run(no_bridge_netfilter)??;
-        in_parallel(setups)?;
-        settle(&self._core, (0..=self.nodes.len()).map(|index| format!("port{index}")))?;
+        in_parallel(&setups)?;
+        settled.after("", &self._core)?;
         for node in &self.nodes {
             self.namespace(&node.name)?.run(no_bridge_netfilter)??;
         }
@@ -329,20 +331,17 @@ impl Cluster {
         }
         let mut setups = Vec::new();
         for (name, lines) in per_host {
-            setups.push((self.namespace(&name)?.clone(), lines));
+            setups.push((self.namespace(&name)?.clone(), lines, Settled::default()));
         }
-        in_parallel(setups)?;
+        in_parallel(&setups)?;
         let mut setups = Vec::new();
         for name in &fresh {
             let host = self.host(name)?;
-            setups.push((host.namespace.clone(), self.pod_lines(host)?));
+            let ready = Settled::default().link("eth0").addresses(&host.addresses);
+            setups.push((host.namespace.clone(), self.pod_lines(host)?, ready));
         }
-        in_parallel(setups)?;
-        for node in &self.nodes {
-            let on_node = fresh.iter().filter_map(|name| self.hosts.get(name));
-            let on_node = on_node.filter(|host| host.node.as_ref() == Some(&node.name));
-            settle(self.namespace(&node.name)?, on_node.map(|host| host.link.clone()))?;
-        }
+        in_parallel(&setups)?;
+        self.settle_nodes(&fresh)?;
         for (name, pod) in fresh.iter().zip(&pods) {
             let host = self.host(name)?;
             let serves: Vec<_> = self.serves.iter().chain(&pod.serves).copied().collect();
@@ -414,6 +413,22 @@ impl Cluster {
             }
         }
         Ok(lines)
+    }
+
+    /// Waits until the nodes' sides of new pods' links work.
+    fn settle_nodes(&self, fresh: &[String]) -> Result<()> {
+        for node in &self.nodes {
+            let on_node = fresh.iter().filter_map(|name| self.hosts.get(name));
+            let on_node: Vec<&Host> = on_node.filter(|host| host.node.as_ref() == Some(&node.name)).collect();
+            let mut settled =
+                on_node.iter().fold(Settled::default(), |settled, host| settled.link(&host.link));
+            if self.attachment == Attachment::Bridge && !on_node.is_empty() {
+                // A bridge is ready when its first port is.
+                settled = settled.link(BRIDGE).addresses(&[gateway(node, Family::V6)]);
+            }
+            settled.after("", self.namespace(&node.name)?)?;
+        }
+        Ok(())
     }
 
     /// Pods that were there before learn that the new ones are on their own bridge.
@@ -501,34 +516,76 @@ fn no_bridge_netfilter() -> Result<()> {
     Ok(())
 }
 
-/// Waits until links transmit.
-///
-/// KERNEL: the end of a veth pair that came up first has no carrier until the other end comes up, and drops
-/// what it should send until the link watch work has run (net/core/link_watch.c, `dev_activate`). Its
-/// state reads UP only then; since 6.8 asking for one link runs that work at once.
-fn settle(namespace: &Namespace, links: impl Iterator<Item = String>) -> Result<()> {
-    let lines = links.fold(String::new(), |lines, link| lines + "link show dev " + &link + "\n");
-    let wanted = lines.lines().count();
-    if wanted == 0 {
-        return Ok(());
+/// What must be so before a namespace can be used.
+#[derive(Default)]
+struct Settled {
+    /// Lines of `ip` that show it.
+    lines: String,
+    /// How many of them will show it.
+    wanted: usize,
+}
+
+impl Settled {
+    /// The link transmits.
+    ///
+    /// KERNEL: when the second end of a veth pair comes up, the first drops what it should send until the
+    /// link watch work has run (net/core/link_watch.c, `dev_activate`). A link's state reads UP only after
+    /// that; since 6.8 asking for one link runs the work at once.
+    fn link(mut self, link: &str) -> Self {
+        put(&mut self.lines, format_args!("link show dev {link}"));
+        self.wanted += 1;
+        self
     }
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let shown = namespace.output("ip", &["-batch", "-"], &lines)?;
-        if shown.matches(" state UP ").count() == wanted {
+
+    /// The addresses receive.
+    ///
+    /// KERNEL: also without duplicate address detection an IPv6 address becomes local in a work item
+    /// (net/ipv6/addrconf.c, `addrconf_dad_work`), and only once its link is ready.
+    fn addresses(mut self, addresses: &[IpAddr]) -> Self {
+        for address in addresses.iter().filter(|address| address.is_ipv6()) {
+            put(&mut self.lines, format_args!("route get {address}"));
+            self.wanted += 1;
+        }
+        self
+    }
+
+    fn is_shown(&self, output: &str) -> bool {
+        let up = output.matches(" state UP ").count();
+        up + output.lines().filter(|line| line.starts_with("local ")).count() == self.wanted
+    }
+
+    /// Waits, after running `lines` first.
+    fn after(&self, lines: &str, namespace: &Namespace) -> Result<()> {
+        if lines.is_empty() && self.wanted == 0 {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "links of {} don't come up:\n{shown}", namespace.label());
-        std::thread::sleep(Duration::from_millis(2));
+        // Asked in the same breath: mostly it is so by then, and a second process is saved.
+        let first = format!("{lines}{}", self.lines);
+        let mut shown = namespace
+            .output("ip", &["-batch", "-"], &first)
+            .with_context(|| format!("lines were:\n{first}"))?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.is_shown(&shown) {
+            ensure!(Instant::now() < deadline, "{} does not settle:\n{shown}", namespace.label());
+            std::thread::sleep(Duration::from_millis(2));
+            shown = namespace.output("ip", &["-batch", "-"], &self.lines)?;
+        }
+        Ok(())
     }
 }
 
+/// One namespace, what to do in it, and what to wait for then.
+type Batch = (Namespace, String, Settled);
+
 /// Runs batches of `ip` lines, a few at a time.
-fn in_parallel(batches: Vec<(Namespace, String)>) -> Result<()> {
+fn in_parallel(batches: &[Batch]) -> Result<()> {
     let width = std::thread::available_parallelism().map_or(2, usize::from);
     for chunk in batches.chunks(width.max(2)) {
         std::thread::scope(|scope| -> Result<()> {
-            let running: Vec<_> = chunk.iter().map(|(ns, lines)| scope.spawn(|| ns.ip(lines))).collect();
+            let running: Vec<_> = chunk
+                .iter()
+                .map(|(namespace, lines, settled)| scope.spawn(|| settled.after(lines, namespace)))
+                .collect();
             for thread in running {
                 match thread.join() {
                     Ok(done) => done?,

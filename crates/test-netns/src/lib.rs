@@ -18,6 +18,7 @@
 //! - [`outcome`], [`probe`]: what a probe is and finds; thousands at once.
 //! - [`matrix`]: who reaches whom, as a table, against the expected table.
 //! - [`flow`]: a connection that is kept, to see whether it is cut.
+//! - [`hammer`]: connections without pause, to find the one that should not have been.
 //! - `server`, `conn`, `sctp`: both ends of the wire.
 //!
 //! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules.
@@ -25,6 +26,7 @@
 pub mod cluster;
 mod conn;
 pub mod flow;
+pub mod hammer;
 pub mod matrix;
 pub mod namespace;
 pub mod outcome;
@@ -35,6 +37,7 @@ pub mod topology;
 
 pub use cluster::{Cluster, Host};
 pub use flow::Flow;
+pub use hammer::{Expect, Hammer, HammerSpec, Report};
 pub use matrix::{Expected, Matrix, Wrong};
 pub use namespace::Namespace;
 pub use outcome::{Answer, Family, Icmp, Outcome, Protocol};
