@@ -5,6 +5,12 @@
 //!             what is           what should be           the only kernel I/O
 //! ```
 
+pub mod apply;
+pub mod args;
+pub mod controller;
+pub mod error;
+pub mod metrics;
 pub mod model;
 pub mod owned;
 pub mod plan;
+pub mod run;

@@ -25,6 +25,10 @@ pub struct World {
     addresses: HashMap<IpAddr, SmallVec<[Arc<Pod>; 1]>>,
     services: BTreeMap<ObjectKey, Arc<Service>>,
     unreadable: BTreeMap<ObjectRef, String>,
+    /// What may have problems, so that they are found without a walk through everything.
+    faulty_policies: BTreeSet<ObjectKey>,
+    faulty_namespaces: BTreeSet<Str>,
+    shared_addresses: BTreeSet<IpAddr>,
 }
 
 /// A namespace and what is in it. It may hold pods and policies before its object is known.
@@ -74,6 +78,9 @@ impl World {
             addresses: HashMap::new(),
             services: BTreeMap::new(),
             unreadable: BTreeMap::new(),
+            faulty_policies: BTreeSet::new(),
+            faulty_namespaces: BTreeSet::new(),
+            shared_addresses: BTreeSet::new(),
         }
     }
 
@@ -132,6 +139,9 @@ impl World {
             for address in before.iter().flat_map(|pod| &pod.ips) {
                 if let Some(owners) = self.addresses.get_mut(address) {
                     owners.retain(|owner| owner.key != *key);
+                    if owners.len() < 2 {
+                        self.shared_addresses.remove(address);
+                    }
                     if owners.is_empty() {
                         self.addresses.remove(address);
                     }
@@ -145,6 +155,7 @@ impl World {
                     Some(owners) => {
                         owners.push(pod.clone());
                         owners.sort_by(|a, b| (b.created, &b.key).cmp(&(a.created, &a.key)));
+                        self.shared_addresses.insert(address);
                     }
                 }
                 touched.addresses.insert(address);
@@ -167,6 +178,11 @@ impl World {
         if labels_differ || isolation != state.isolation {
             touched.addresses.extend(state.pods.values().flat_map(|pod| pod.ips.iter().copied()));
         }
+        if matches!(isolation, Isolation::Unreadable(_)) {
+            self.faulty_namespaces.insert(name.clone());
+        } else {
+            self.faulty_namespaces.remove(name);
+        }
         state.object = object;
         state.isolation = isolation;
         self.drop_if_empty(name);
@@ -178,6 +194,11 @@ impl World {
             Some(policy) => policies.insert(key.name.clone(), policy.clone()),
             None => policies.remove(&key.name),
         };
+        if policy.as_ref().is_some_and(|policy| !policy.problems.is_empty()) {
+            self.faulty_policies.insert(key.clone());
+        } else {
+            self.faulty_policies.remove(key);
+        }
         if before != policy {
             touched.policies.insert(key.clone());
         }
@@ -273,20 +294,23 @@ impl World {
             let problem = Problem { reason: Reason::Unreadable, message: message.clone() };
             problems.entry(object.clone()).or_default().push(problem);
         }
-        for (name, ns) in &self.namespaces {
-            if let Isolation::Unreadable(message) = &ns.isolation {
+        for name in &self.faulty_namespaces {
+            if let Some(Isolation::Unreadable(message)) = self.namespaces.get(name).map(|ns| &ns.isolation) {
                 let key = ObjectKey { namespace: "".into(), name: name.clone() };
                 let problem = Problem { reason: Reason::BadAnnotation, message: message.clone() };
                 problems.entry(ObjectRef { kind: Kind::Namespace, key }).or_default().push(problem);
             }
-            for policy in ns.policies.values().filter(|policy| !policy.problems.is_empty()) {
-                let object = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
-                problems.entry(object).or_default().extend(policy.problems.iter().cloned());
-            }
         }
-        for (address, owners) in self.addresses.iter().filter(|(_, owners)| owners.len() > 1) {
-            for loser in owners.iter().skip(1) {
-                let message = format!("status.podIPs: {address} belongs to the newer pod {}", owners[0].key);
+        for policy in self.faulty_policies.iter().filter_map(|key| self.policy(key)) {
+            let object = ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() };
+            problems.entry(object).or_default().extend(policy.problems.iter().cloned());
+        }
+        for address in &self.shared_addresses {
+            let Some([owner, losers @ ..]) = self.addresses.get(address).map(SmallVec::as_slice) else {
+                continue;
+            };
+            for loser in losers {
+                let message = format!("status.podIPs: {address} belongs to the newer pod {}", owner.key);
                 let object = ObjectRef { kind: Kind::Pod, key: loser.key.clone() };
                 problems.entry(object).or_default().push(Problem { reason: Reason::AddressTaken, message });
             }

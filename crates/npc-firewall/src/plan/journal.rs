@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use kernel_nft::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, Value};
+use kernel_nft::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, TableFlags, Value};
 
 /// Wanted state with a memory of the last commit.
 #[derive(Debug)]
@@ -40,6 +40,11 @@ impl Journal {
     /// The wanted state.
     pub fn ruleset(&self) -> &Ruleset {
         &self.ruleset
+    }
+
+    /// Wants other flags of the table; no step leads there, only the first commit.
+    pub fn set_flags(&mut self, flags: TableFlags) {
+        self.ruleset.table.flags = flags;
     }
 
     /// Makes a counter. Counters are made once, before the first commit.

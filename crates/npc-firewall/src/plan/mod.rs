@@ -13,6 +13,7 @@
 
 pub mod base;
 pub mod chain;
+pub mod generation;
 pub mod journal;
 pub mod planner;
 pub mod sets;

@@ -115,6 +115,22 @@ impl Planner {
         self.journal.take_steps(|_| true).ops
     }
 
+    /// Wants other flags of the table.
+    pub fn set_flags(&mut self, flags: TableFlags) {
+        self.journal.set_flags(flags);
+    }
+
+    /// The isolated addresses of this node, each with the policies that isolate it per direction.
+    pub fn isolated(&self) -> impl Iterator<Item = (IpAddr, Option<&[ObjectKey]>, Option<&[ObjectKey]>)> {
+        let policies = |name: &Option<Name>| {
+            name.as_ref().and_then(|name| self.chains.get(name)).map(|state| state.policies.as_slice())
+        };
+        self.local
+            .iter()
+            .filter(|(_, chains)| **chains != Chains::default())
+            .map(move |(address, chains)| (*address, policies(&chains.ingress), policies(&chains.egress)))
+    }
+
     /// Brings the table in line with what was touched in the world.
     pub fn update(&mut self, world: &World, touched: &Touched) -> Update {
         let mut local: BTreeSet<IpAddr> = touched.addresses.clone();

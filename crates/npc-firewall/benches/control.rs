@@ -1,0 +1,166 @@
+//! `make bench-firewall-control`: what a change costs, from the object to the commit, on a real kernel.
+//!
+//! Wall time, CPU of this program (user) and CPU of the kernel (system, the transaction) are told apart. The
+//! same changes are measured on a small and on large nodes in one run, so the ratios hold on a noisy machine.
+//! Memory is that of the real binary, fed by a stand-in for the API server. Needs root; everything happens in
+//! a network namespace of its own.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use common_informer::object::{Batch, Change, Object};
+use kernel_nft::{Socket, TableFlags};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use node_runtime::{Cause, Controller};
+use npc_firewall::apply::Marks;
+use npc_firewall::controller::{Firewall, Surroundings};
+use npc_firewall::plan::PlanConfig;
+
+use support::cluster::Cluster;
+use support::server;
+
+const ROUNDS: usize = 41;
+
+struct NoMarks;
+
+impl Marks for NoMarks {
+    fn clear(&mut self, _: u32, _: u32) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Medians over the rounds.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    wall: Duration,
+    own: Duration,
+    kernel: Duration,
+}
+
+fn thread_cpu() -> (Duration, Duration) {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("getrusage");
+    let micros = |value: i64| Duration::from_micros(value.unsigned_abs());
+    (micros(usage.user_time().num_microseconds()), micros(usage.system_time().num_microseconds()))
+}
+
+/// Cost of what `work` does; it is told to get ready first.
+fn measure(work: impl FnOnce()) -> Cost {
+    let (own, kernel) = thread_cpu();
+    let start = Instant::now();
+    work();
+    let wall = start.elapsed();
+    let (own_after, kernel_after) = thread_cpu();
+    Cost { wall, own: own_after - own, kernel: kernel_after - kernel }
+}
+
+fn median(costs: &mut [Cost]) -> Cost {
+    let mut pick = |field: fn(&Cost) -> Duration| {
+        costs.sort_by_key(field);
+        field(&costs[costs.len() / 2])
+    };
+    Cost { wall: pick(|c| c.wall), own: pick(|c| c.own), kernel: pick(|c| c.kernel) }
+}
+
+fn firewall() -> Firewall<Socket> {
+    let surroundings = Surroundings {
+        nft: Socket::open().expect("netlink socket"),
+        marks: Box::new(NoMarks),
+        sysctls: None,
+        watch: None,
+        metrics: None,
+    };
+    Firewall::new("n1", PlanConfig::default(), TableFlags::default(), surroundings)
+}
+
+fn sync(firewall: &mut Firewall<Socket>, cause: Cause, changes: Vec<Change>) {
+    firewall.receive(Batch { changes, synced: true });
+    if let Err(error) = firewall.sync(cause, Instant::now()) {
+        panic!("sync failed: {}", error.error);
+    }
+}
+
+fn applied(object: Object) -> Vec<Change> {
+    vec![Change::Applied(object)]
+}
+
+/// One row for each change, on a cluster of this size.
+fn rows(pods: usize, policies: usize) -> Vec<(&'static str, Cost)> {
+    let cluster = Cluster::new(pods, policies);
+    let all: Vec<_> = cluster.objects().into_iter().map(Change::Applied).collect();
+    let mut cold = Vec::new();
+    for _ in 0..5 {
+        let _ = std::process::Command::new("nft").args(["delete", "table", "inet", "npc_firewall"]).output();
+        let changes = all.clone();
+        let mut fresh = firewall();
+        cold.push(measure(|| sync(&mut fresh, Cause::Start, changes)));
+    }
+    let mut firewall = firewall();
+    sync(&mut firewall, Cause::Start, all);
+    let mut rows = vec![("cold sync", median(&mut cold))];
+    let mut row = |name, mut change: Box<dyn FnMut(usize) -> Vec<Change>>| {
+        let mut costs: Vec<_> = (0..ROUNDS)
+            .map(|round| {
+                let changes = change(round);
+                measure(|| sync(&mut firewall, Cause::Change, changes))
+            })
+            .collect();
+        rows.push((name, median(&mut costs)));
+    };
+    row("one local pod added", Box::new(|round| applied(cluster.extra_pod(round, "n1"))));
+    row("one remote pod added", Box::new(|round| applied(cluster.extra_pod(1000 + round, "n2"))));
+    row("one policy changed", Box::new(|round| applied(cluster.policy(0, 8000 + round as i64))));
+    row("one namespace relabelled", Box::new(|round| applied(cluster.namespace(0, round % 2 == 0))));
+    let restart = measure(|| {
+        let mut fresh = self::firewall();
+        let changes = cluster.objects().into_iter().map(Change::Applied).collect();
+        sync(&mut fresh, Cause::Start, changes);
+    });
+    rows.push(("restart: adopt the table", restart));
+    rows
+}
+
+fn main() {
+    // `cargo test` builds and starts benches with this flag.
+    if std::env::args().any(|arg| arg == "--test") {
+        return;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare: this needs root");
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.is_ok_and(|status| status.success()), "ip link set lo up");
+    let mut missed = Vec::new();
+    println!("## Cost of a change (median of {ROUNDS}; own = CPU of npc-firewall, kernel = CPU of the transaction)\n");
+    println!("| local pods / policies | change | wall | own | kernel |\n|---|---|---|---|---|");
+    for (pods, policies) in [(110, 11), (2_000, 200), (8_000, 800), (8_000, 10_000)] {
+        for (change, cost) in rows(pods, policies) {
+            println!("| {pods} / {policies} | {change} | {:.3?} | {:.3?} | {:.3?} |", cost.wall, cost.own, cost.kernel);
+            let bars: &[(bool, &str)] = match (change, policies) {
+                ("cold sync", 800) => &[(cost.wall <= Duration::from_millis(500), "cold sync ≤ 0.5 s")],
+                ("one local pod added", _) => &[
+                    (cost.own <= Duration::from_millis(1), "one pod ≤ 1 ms of our own CPU"),
+                    (cost.wall <= Duration::from_millis(5), "one pod ≤ 5 ms to commit"),
+                ],
+                _ => &[],
+            };
+            let failed = bars.iter().filter(|(met, _)| !met);
+            missed.extend(failed.map(|(_, bar)| format!("{pods} / {policies}: {bar}")));
+        }
+    }
+    println!("\n## Memory of the binary (110 local pods, 100 policies)\n");
+    println!("| pods in the cache | RSS after start | RSS after 2,000 changes |\n|---|---|---|");
+    for pods in [1_000, 15_000, 100_000] {
+        let (start, later) = server::memory_of_binary(env!("CARGO_BIN_EXE_npc-firewall"), pods);
+        println!("| {pods} | {:.1} MB | {:.1} MB |", start as f64 / 1e6, later as f64 / 1e6);
+        if pods == 15_000 && later > 25_000_000 {
+            missed.push("RSS ≤ 25 MB at 15,000 pods".into());
+        }
+    }
+    println!();
+    if missed.is_empty() {
+        println!("All bars are met.");
+    }
+    for bar in &missed {
+        println!("MISSED: {bar}");
+    }
+}

@@ -1,0 +1,116 @@
+//! A cluster of a given size: namespaces of 100 pods, policies that each select ten pods and allow a hundred.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use common_informer::decode;
+use common_informer::intern::Interner;
+use common_informer::object::{Kind, Object};
+use serde_json::{Value, json};
+
+/// How many pods share a namespace.
+const NAMESPACE: usize = 100;
+
+/// Objects by number.
+pub struct Cluster {
+    pods: usize,
+    policies: usize,
+    /// Every nth pod is on node `n1`.
+    pub spread: usize,
+}
+
+impl Cluster {
+    /// All pods on node `n1`.
+    pub fn new(pods: usize, policies: usize) -> Self {
+        Self { pods, policies, spread: 1 }
+    }
+
+    fn namespaces(&self) -> usize {
+        self.pods.div_ceil(NAMESPACE).max(1)
+    }
+
+    /// Everything, as the informer gives it.
+    pub fn objects(&self) -> Vec<Object> {
+        let mut interner = Interner::new();
+        [Kind::Namespace, Kind::Pod, Kind::NetworkPolicy]
+            .into_iter()
+            .flat_map(|kind| self.json(kind).map(move |value| (kind, value)).collect::<Vec<_>>())
+            .map(|(kind, value)| decoded(kind, &value, &mut interner))
+            .collect()
+    }
+
+    /// The objects of a kind, as the API server gives them.
+    pub fn json(&self, kind: Kind) -> Box<dyn Iterator<Item = Value> + '_> {
+        match kind {
+            Kind::Namespace => Box::new((0..self.namespaces()).map(|n| self.namespace_json(n, false))),
+            Kind::Pod => Box::new((0..self.pods).map(|n| self.pod_json(n))),
+            Kind::NetworkPolicy => Box::new((0..self.policies).map(|n| self.policy_json(n, 8000))),
+            Kind::Service => Box::new(std::iter::empty()),
+        }
+    }
+
+    fn pod_json(&self, number: usize) -> Value {
+        let node = if number.is_multiple_of(self.spread) { "n1" } else { "n2" };
+        pod(number / NAMESPACE, number, node)
+    }
+
+    fn namespace_json(&self, number: usize, marked: bool) -> Value {
+        let name = format!("ns-{number}");
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "resourceVersion": "1",
+            "labels": {"kubernetes.io/metadata.name": name, "marked": marked.to_string()}}})
+    }
+
+    fn policy_json(&self, number: usize, port: i64) -> Value {
+        let namespace = number % self.namespaces();
+        // With more policies than groups of pods, several select the same group.
+        let group = (number / self.namespaces()) % (NAMESPACE / 10);
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": format!("ns-{namespace}"), "name": format!("policy-{number}"), "resourceVersion": "1"},
+            "spec": {"podSelector": {"matchLabels": {"group": group.to_string()}},
+                "policyTypes": ["Ingress"],
+                "ingress": [
+                    {"from": [{"podSelector": {}}], "ports": [{"port": 80, "protocol": "TCP"}, {"port": port, "protocol": "TCP"}]},
+                    {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": format!("ns-{}", (namespace + 1) % self.namespaces())}}}],
+                     "ports": [{"port": 443, "protocol": "TCP"}]},
+                    {"from": [{"ipBlock": {"cidr": "192.168.0.0/16"}}], "ports": [{"port": 9100 + number % 7, "protocol": "TCP"}]}]}})
+    }
+
+    /// A pod that is not in `objects`, in the first namespace.
+    pub fn extra_pod(&self, number: usize, node: &str) -> Object {
+        decoded(Kind::Pod, &pod(0, self.pods + number, node), &mut Interner::new())
+    }
+
+    /// A policy with one port changed.
+    pub fn policy(&self, number: usize, port: i64) -> Object {
+        decoded(Kind::NetworkPolicy, &self.policy_json(number, port), &mut Interner::new())
+    }
+
+    /// A namespace with a label that no selector names.
+    pub fn namespace(&self, number: usize, marked: bool) -> Object {
+        decoded(Kind::Namespace, &self.namespace_json(number, marked), &mut Interner::new())
+    }
+}
+
+fn decoded(kind: Kind, value: &Value, interner: &mut Interner) -> Object {
+    decode::object_of(kind, value, interner).expect("a valid object").object
+}
+
+/// A pod as big as they come from an API server, with what nobody reads.
+pub fn pod(namespace: usize, number: usize, node: &str) -> Value {
+    let address = IpAddr::V4(Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number as u32));
+    let name = format!("app-{}-7d4b9c6f5d-{number:05}", number % 50);
+    let managed: Vec<_> = (0..20).map(|n| json!({format!("f:field-{n}"): {"f:value": {}}})).collect();
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": format!("ns-{namespace}"), "name": name, "uid": format!("{number:032x}"),
+            "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {"app": format!("app-{}", number % 50), "group": (number % 10).to_string(),
+                "pod-template-hash": "7d4b9c6f5d"},
+            "annotations": {"example.com/config": "x".repeat(300)},
+            "managedFields": [{"manager": "kubelet", "operation": "Update", "fieldsV1": managed}]},
+        "spec": {"nodeName": node, "serviceAccountName": "default",
+            "containers": [{"name": "main", "image": "registry.example.com/app:1.0",
+                "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
+                "env": (0..10).map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "value"})).collect::<Vec<_>>()}]},
+        "status": {"phase": "Running", "hostIP": "192.168.0.1", "podIP": address.to_string(),
+            "podIPs": [{"ip": address.to_string()}],
+            "conditions": (0..4).map(|n| json!({"type": format!("Condition{n}"), "status": "True"})).collect::<Vec<_>>()}})
+}

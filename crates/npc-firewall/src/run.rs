@@ -1,0 +1,183 @@
+//! The commands: what is connected to what in each of them.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::Context;
+use common_informer::object::{Batch, Kind};
+use common_informer::{Informer, Source};
+use futures::Stream;
+use kernel_nft::{Family, Monitor, Name, Nftables, Op, Socket, TableFlags, Transaction, conntrack};
+use node_runtime::{Cause, CommonArgs, Controller, Daemon, Waker};
+
+use crate::apply::Marks;
+use crate::apply::sysctl::Sysctls;
+use crate::args::{Cli, Command, Config, PROGRAM};
+use crate::controller::{Firewall, Surroundings, WatchTable};
+use crate::metrics::Metrics;
+use crate::owned;
+
+/// What the firewall watches; its RBAC names just these.
+pub const KINDS: [Kind; 4] = [Kind::Namespace, Kind::NetworkPolicy, Kind::Pod, Kind::Service];
+
+/// Carries out the command line.
+///
+/// # Errors
+/// With what was tried, for the operator.
+pub fn run() -> anyhow::Result<()> {
+    let parsed = node_runtime::args::parse::<Cli>(&PROGRAM);
+    let Cli { command, common, firewall } = parsed.cli;
+    let config = firewall.into_config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command.unwrap_or_default() {
+            Command::Run => {
+                let daemon = Daemon::start(&PROGRAM, &common)?;
+                parsed.ignored.warn();
+                enforce(daemon, &common, config).await
+            }
+            Command::Plan => {
+                let mut firewall = look(&common, config).await?;
+                firewall.plan();
+                print!("{:?}", firewall.planner().ruleset());
+                Ok(())
+            }
+            Command::Diff => {
+                let mut firewall = look(&common, config).await?;
+println!("{:?}", firewall.difference()?);
+                Ok(())
+            }
+            Command::Cleanup => cleanup(),
+        }
+    })
+}
+
+async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+    let node = common.resolve_node_name()?;
+    let source = batches(source(common)).await?;
+    let metrics = Metrics::new(&daemon.registry)?;
+    let common_metrics = daemon.registry.common().clone();
+    let waker = daemon.waker.clone();
+    let once = config.once;
+    let make = move || -> anyhow::Result<_> {
+        let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
+        let owned =
+            config.own_table && nft.supports_persist().context("asking the kernel what tables can be")?;
+        let port = nft.portid();
+        let watch: WatchTable = Box::new(move |waker| watch_table(waker, port));
+        let surroundings = Surroundings {
+            nft,
+            marks: Box::new(ConnectionMarks),
+            sysctls: Some(Sysctls::new(config.sysctl_root)),
+            watch: (!once).then_some((watch, waker)),
+            metrics: Some((metrics, common_metrics)),
+        };
+        let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
+        Ok(Firewall::new(&node, config.plan, flags, surroundings))
+    };
+    Ok(daemon.run(common, once, make, source).await?)
+}
+
+/// A firewall that knows all objects and has not touched the kernel.
+async fn look(common: &CommonArgs, config: Config) -> anyhow::Result<Firewall<Socket>> {
+    node_runtime::log::init(common.log_format, common.verbosity)?;
+    let node = common.resolve_node_name()?;
+    let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
+    let owned = config.own_table && nft.supports_persist()?;
+    let surroundings =
+        Surroundings { nft, marks: Box::new(ConnectionMarks), sysctls: None, watch: None, metrics: None };
+    let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
+    let mut firewall = Firewall::new(&node, config.plan, flags, surroundings);
+    let mut informer = Informer::start(&source(common), &KINDS).await?;
+    let timeout = match common.cache_sync_timeout {
+        Duration::ZERO => Duration::MAX,
+        limited => limited,
+    };
+    let status = informer.status();
+    let all = async {
+        while !firewall.is_synced() {
+            match informer.next().await {
+                Some(batch) => firewall.receive(batch),
+                None => anyhow::bail!("the source of objects ended"),
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        done = all => done?,
+        late = status.wait_synced(timeout), if timeout != Duration::MAX => late?,
+    }
+    Ok(firewall)
+}
+
+fn source(common: &CommonArgs) -> Source {
+    match &common.manifests {
+        Some(folder) => Source::Manifests(folder.clone()),
+        None => Source::Api { kubeconfig: common.kubeconfig.clone(), master: common.master.clone() },
+    }
+}
+
+async fn batches(source: Source) -> anyhow::Result<Pin<Box<dyn Stream<Item = Batch> + Send>>> {
+    let informer = Informer::start(&source, &KINDS).await?;
+    Ok(Box::pin(futures::stream::unfold(informer, async |mut informer| {
+        informer.next().await.map(|batch| (batch, informer))
+    })))
+}
+
+/// Tells the loop of changes of the table by others, for as long as the process lives.
+fn watch_table(waker: Waker, own_port: u32) {
+    let watch = move || {
+        let mut monitor = match Monitor::open(Family::Inet, owned::TABLE, &[own_port]) {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                tracing::error!(error = %error, "changes of the table by others are noticed only by the periodic audit");
+                return;
+            }
+        };
+        loop {
+            match monitor.wait(None) {
+                Ok(Some(change)) => {
+                    tracing::info!(pid = change.pid, process = change.process, "the nftables table was changed by another process");
+                    waker.wake(Cause::Kernel);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(error = %error, "watching the nftables table failed; reading it again");
+                    waker.wake(Cause::Kernel);
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("nft-monitor".into()).spawn(watch) {
+        tracing::error!(error = %error, "no thread to watch the nftables table; only the periodic audit does");
+    }
+}
+
+struct ConnectionMarks;
+
+impl Marks for ConnectionMarks {
+    fn clear(&mut self, mask: u32, keep: u32) -> std::io::Result<()> {
+        let cleared = conntrack::clear_marks(mask, keep)?;
+        tracing::debug!(cleared, "marks of old generations cleared");
+        Ok(())
+    }
+}
+
+/// Removes what `owned` lists: the table. The bridge sysctls stay, since others need them as well.
+fn cleanup() -> anyhow::Result<()> {
+    let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
+    let table: Name = owned::TABLE.into();
+    let Some(found) = nft.observe(Family::Inet, &table)? else {
+        println!("table inet {table} is not there");
+        return Ok(());
+    };
+    // An orphaned table has to be taken over first.
+    let ops = [Op::AddTable(found.ruleset.table), Op::DeleteTable];
+    nft.commit(&Transaction { family: Family::Inet, table: &table, ops: &ops, generation: None })
+        .with_context(|| {
+            format!("removing table inet {table}; is npc-firewall still running on this node?")
+        })?;
+    println!("table inet {table} removed");
+    Ok(())
+}
