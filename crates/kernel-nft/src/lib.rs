@@ -18,6 +18,7 @@ mod netlink;
 mod reference;
 pub mod ruleset;
 mod socket;
+pub mod text;
 pub mod transaction;
 mod usage;
 mod wire;
