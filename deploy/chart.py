@@ -3,7 +3,6 @@
     chart.py check               lint, render every case of chart_cases.yaml, check the objects
     chart.py manifests           fail if deploy/manifests/ differs from what the chart renders
     chart.py manifests --update  rewrite them
-    chart.py args NAME           the arguments of DaemonSet NAME with default values, one a line
 
 Run through deploy/check-chart and deploy/check-manifests, which install what it needs.
 """
@@ -67,7 +66,9 @@ def render(values):
     with quiet_native_log(), helm.Chart.load(CHART) as chart:
         chart.validate_schema(values)
         files = chart.render(values, name=RELEASE, namespace=NAMESPACE)
-    return "\n".join(text.strip() + "\n" for name, text in sorted(files.items()) if name.endswith(".yaml") and text.strip())
+    return "\n".join(
+        text.strip() + "\n" for name, text in sorted(files.items()) if name.endswith(".yaml") and text.strip()
+    )
 
 
 def objects(text):
@@ -226,13 +227,12 @@ def manifests(update):
     return 1 if stale else 0
 
 
-def daemonset_args(name):
+def pod_of(component):
+    """The pod template that the chart renders for a component with default values."""
     for document in objects(render({})):
-        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == name:
-            print("\n".join(document["spec"]["template"]["spec"]["containers"][0]["args"]))
-            return 0
-    print(f"chart.py: the chart has no DaemonSet {name}", file=sys.stderr)
-    return 1
+        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == component:
+            return document["spec"]["template"]["spec"]
+    raise SystemExit(f"the chart has no DaemonSet {component}")
 
 
 def main():
@@ -240,15 +240,12 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check")
     commands.add_parser("manifests").add_argument("--update", action="store_true")
-    commands.add_parser("args").add_argument("name")
     options = parser.parse_args()
     match options.command:
         case "check":
             return check()
         case "manifests":
             return manifests(options.update)
-        case "args":
-            return daemonset_args(options.name)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import urllib.error
 import urllib.request
 
 import chart
+from checks import require, run_all, wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
 SECCOMP = pathlib.Path("/usr/share/containers/seccomp.json")
@@ -37,11 +38,6 @@ API_NAME, API_ADDRESS, API_PORT = "api.check.test", "127.0.0.2", 6443
 
 def run(*command, **options):
     return subprocess.run(command, check=True, text=True, capture_output=True, **options).stdout
-
-
-def require(fact, message):
-    if not fact:
-        raise AssertionError(message)
 
 
 def default_seccomp(capabilities):
@@ -68,14 +64,6 @@ def default_seccomp(capabilities):
         "architectures": [machine["architecture"], *(machine.get("subArchitectures") or [])],
         "syscalls": rules,
     }
-
-
-def pod_of(component):
-    """The pod template that the chart renders for a component."""
-    for document in chart.objects(chart.render({})):
-        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == component:
-            return document["spec"]["template"]["spec"]
-    raise SystemExit(f"image_check: the chart has no DaemonSet {component}")
 
 
 def bind(source, destination, mode):
@@ -131,7 +119,7 @@ class Container:
 
     def __init__(self, component, rootfs):
         self.rootfs, self.component = rootfs, component
-        self.pod = pod_of(component)
+        self.pod = chart.pod_of(component)
         self.own_args = self.pod["containers"][0]["args"]
 
     @contextlib.contextmanager
@@ -184,14 +172,6 @@ def get(path, port):
         return error.code
     except OSError:
         return None
-
-
-def wait_for(condition, seconds, message):
-    """`message` is a function, so that it can show what was the case at the end."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        require(time.monotonic() < deadline, message())
-        time.sleep(0.1)
 
 
 def image_holds_the_binary_and_certificates_only(container, config, component):
@@ -299,20 +279,8 @@ CHECKS = [
 
 def main(component):
     run("ip", "link", "set", "lo", "up")
-    failed = 0
     with mounted(f"localhost/{component}:latest") as (rootfs, config):
-        container = Container(component, rootfs)
-        for check in CHECKS:
-            name = f"image {check.__name__}"
-            try:
-                check(container, config, component)
-                print(f"{name}: ok")
-            except (AssertionError, subprocess.SubprocessError, OSError) as error:
-                failed += 1
-                detail = getattr(error, "stderr", None) or ""
-                print(f"{name}: FAILED\n    {error}\n{detail}")
-    print(f"{len(CHECKS) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+        return run_all("image", CHECKS, Container(component, rootfs), config, component)
 
 
 if __name__ == "__main__":

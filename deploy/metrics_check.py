@@ -12,13 +12,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
-import chart
 import yaml
+
+import chart
+from checks import require, run_all, wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
 METRICS, PROMETHEUS = "127.0.0.1:20245", "127.0.0.1:9090"
@@ -26,11 +27,6 @@ METRICS, PROMETHEUS = "127.0.0.1:20245", "127.0.0.1:9090"
 GRAFANA = {"$instance": ".*", "$__rate_interval": "10s"}
 # Names in expressions that are neither a metric of ours nor of the process.
 SCRAPED_BY_PROMETHEUS = {"up"}
-
-
-def require(fact, message):
-    if not fact:
-        raise AssertionError(message)
 
 
 def fetch(url):
@@ -44,6 +40,8 @@ def api(path, **parameters):
     try:
         return json.loads(fetch(url))["data"]
     except urllib.error.HTTPError as error:
+        if error.code >= 500:  # It is still starting.
+            raise
         raise AssertionError(f"Prometheus refuses {parameters}: {error.read().decode()}") from None
 
 
@@ -51,14 +49,14 @@ def query(expression):
     return api("query", query=expression)["result"]
 
 
-def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while True:
+def until(expression, what):
+    """Waits until Prometheus answers, and `expression` has a result."""
+
+    def answered():
         with contextlib.suppress(OSError):
-            if condition():
-                return
-        require(time.monotonic() < deadline, f"still not so after {seconds} s: {what}")
-        time.sleep(0.2)
+            return bool(query(expression))
+
+    wait_for(answered, 30, lambda: what)
 
 
 @contextlib.contextmanager
@@ -79,11 +77,8 @@ def process(name, *command):
 
 def arguments(component):
     """Those that the chart gives, without what only a pod has."""
-    for document in chart.objects(chart.render({})):
-        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == component:
-            args = document["spec"]["template"]["spec"]["containers"][0]["args"]
-            return [arg for arg in args if not arg.startswith("--sysctl-root=")]
-    raise SystemExit(f"metrics_check: the chart has no DaemonSet {component}")
+    args = chart.pod_of(component)["containers"][0]["args"]
+    return [arg for arg in args if not arg.startswith("--sysctl-root=")]
 
 
 def prometheus_config(component, folder):
@@ -141,7 +136,9 @@ def every_metric_of_dashboard_and_alerts_is_scraped(component):
 
 
 def every_panel_shows_data(component):
-    empty = [f"{title}: {expression}" for title, expression in dashboard_expressions(component) if not query(expression)]
+    empty = [
+        f"{title}: {expression}" for title, expression in dashboard_expressions(component) if not query(expression)
+    ]
     require(not empty, "panels without data:\n      " + "\n      ".join(empty))
 
 
@@ -169,7 +166,6 @@ def main(component, binary):
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     address, port = METRICS.split(":")
     args = [f"--metrics-addr={address}", f"--metrics-port={port}", "--node-name=node-a", f"--manifests={HERE}/testdata"]
-    failed = 0
     with (
         tempfile.TemporaryDirectory() as folder,
         process(component, binary, *arguments(component), *args),
@@ -181,20 +177,12 @@ def main(component, binary):
             f"--web.listen-address={PROMETHEUS}",
         ),
     ):
-        wait_for(lambda: query(f'up{{job="{component}"}} == 1'), 30, "Prometheus scrapes the component")
         prefix = component.replace("-", "_")
-        wait_for(lambda: query(f"{prefix}_last_success_timestamp_seconds > 0"), 30, "the component is in sync")
+        until(f'up{{job="{component}"}} == 1', "Prometheus scrapes the component")
+        until(f"{prefix}_last_success_timestamp_seconds > 0", "the component is in sync")
         # Rates need two scrapes after the sync, alerts an evaluation.
-        wait_for(lambda: query(f'count_over_time(up{{job="{component}"}}[1m]) >= 8'), 30, "eight scrapes")
-        for check in CHECKS:
-            try:
-                check(component)
-                print(f"metrics {check.__name__}: ok")
-            except AssertionError as error:
-                failed += 1
-                print(f"metrics {check.__name__}: FAILED\n    {error}")
-    print(f"{len(CHECKS) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+        until(f'count_over_time(up{{job="{component}"}}[1m]) >= 8', "there were eight scrapes")
+        return run_all("metrics", CHECKS, component)
 
 
 if __name__ == "__main__":
