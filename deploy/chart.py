@@ -61,9 +61,9 @@ def quiet_native_log():
         os.close(null)
 
 
-def render(values):
+def render(values, source=CHART):
     """The chart's objects as one YAML text; raises helm.HelmError with Helm's message."""
-    with quiet_native_log(), helm.Chart.load(CHART) as chart:
+    with quiet_native_log(), helm.Chart.load(source) as chart:
         chart.validate_schema(values)
         files = chart.render(values, name=RELEASE, namespace=NAMESPACE)
     return "\n".join(
@@ -175,10 +175,20 @@ def lint_errors():
     return report["errors"] + [m["error"] for m in report["messages"] if m["severity"] >= 2]
 
 
+def package_errors(values):
+    """A packaged chart has lost the symbolic links of files/, so it must have what they pointed to."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet_native_log():
+            archive = helm.package(CHART, destination=folder)
+        same = render(values, archive) == render(values)
+    return [] if same else ["the packaged chart renders otherwise than the folder"]
+
+
 def check():
     """Prints a line for each case; the number of failed ones decides the exit code."""
     cases = yaml.safe_load((DEPLOY / "chart_cases.yaml").read_text())
-    results = {"lint": lint_errors()}
+    (everything,) = [case["values"] for case in cases["accepted"] if case["name"] == "everything_on"]
+    results = {"lint": lint_errors(), "package": package_errors(everything)}
     for case in cases["accepted"]:
         results[f"accepts {case['name']}"] = accepted_case_errors(case)
     for case in cases["refused"]:
