@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use common_informer::object::{Change, Object, ObjectRef, Protocol, RuleSpec};
-use kernel_nft::{Hook, IpVersion, Reject, Ruleset};
+use kernel_nft::{Fake, Hook, IpVersion, Nftables, Op, Reject, Ruleset, Transaction};
 use npc_firewall::plan::{DenyAction, Established, PlanConfig};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -16,7 +16,6 @@ use support::cluster::{self, Firewall};
 use support::interpreter::{CtState, Fate, Outcome, Packet, run};
 use support::oracle::{self, Connection, Direction};
 use support::random::{self, Edit, NODES, Objects};
-use support::table;
 
 /// Connections tried on a cluster; spread evenly over all of them.
 const CONNECTIONS: usize = 150;
@@ -63,7 +62,7 @@ fn filtered(config: &PlanConfig, connection: &Connection) -> bool {
 }
 
 proptest! {
-    #![proptest_config(cases(700))]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn compiled_rules_pass_exactly_what_the_oracle_allows(cluster in random::cluster(), start: Index) {
@@ -79,7 +78,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(250))]
+    #![proptest_config(cases(120))]
 
     #[test]
     fn every_configuration_refuses_in_its_own_way(
@@ -255,6 +254,24 @@ fn first_difference(one: &Ruleset, other: &Ruleset) -> String {
     "the table or its counters".into()
 }
 
+/// A kernel that holds just this table.
+fn kernel_with(table: &Ruleset) -> Fake {
+    let mut fake = Fake::new();
+    commit(&mut fake, table, &kernel_nft::create(table)).expect("a whole table can be loaded");
+    fake
+}
+
+/// Carries out a transaction. What the kernel refuses is a failure.
+fn commit(fake: &mut Fake, table: &Ruleset, ops: &[Op]) -> Result<(), TestCaseError> {
+    let transaction =
+        Transaction { family: table.table.family, table: &table.table.name, ops, generation: None };
+    fake.commit(&transaction).map_err(|error| TestCaseError::fail(format!("refused: {error}")))
+}
+
+fn held(fake: &Fake, table: &Ruleset) -> Ruleset {
+    fake.ruleset(table.table.family, &table.table.name).expect("the table is there")
+}
+
 macro_rules! prop_assert_same {
     ($one:expr, $other:expr, $when:expr) => {
         prop_assert!($one == $other, "{}: {}", $when, first_difference(&$one, &$other));
@@ -262,28 +279,47 @@ macro_rules! prop_assert_same {
 }
 
 proptest! {
-    #![proptest_config(cases(600))]
+    #![proptest_config(cases(250))]
 
     #[test]
     fn an_incremental_plan_is_a_full_plan((cluster, history) in story(), bump: bool) {
         let config = PlanConfig::default();
         let mut objects = by_key(cluster.clone());
-        let mut firewalls = NODES.map(|node| (node, Firewall::of(node, &config, &cluster)));
+        let mut firewalls = NODES.map(|node| {
+            let firewall = Firewall::of(node, &config, &cluster);
+            (node, kernel_with(firewall.ruleset()), firewall)
+        });
         for edit in &history {
             let changes = edit.changes(&objects);
             changes.iter().for_each(|change| random::apply(&mut objects, change));
-            for (node, firewall) in &mut firewalls {
-                let before = firewall.ruleset().clone();
+            for (node, kernel, firewall) in &mut firewalls {
                 let update = firewall.update(&changes);
                 let mut ops = update.ops;
                 if bump && update.tightened {
                     ops.extend(firewall.planner.set_generation(firewall.planner.generation() % 255 + 1));
                 }
-                let after = table::apply(&before, &ops).map_err(TestCaseError::fail)?;
+                commit(kernel, firewall.ruleset(), &ops)?;
+                let after = held(kernel, firewall.ruleset());
                 prop_assert_same!(after, *firewall.ruleset(), "the steps lead to another table");
                 let fresh = restarted(node, &config, &objects, firewall.planner.generation());
                 prop_assert_same!(fresh, *firewall.ruleset(), "a restart leads to another table");
             }
+        }
+    }
+
+    /// What the next process does with the table that the last one left: of another time, another
+    /// generation, maybe of other flags.
+    #[test]
+    fn a_table_left_behind_is_adopted_by_its_difference(
+        cluster in random::cluster(), earlier in random::cluster(), config in plan_config(), generation in 1..4u32,
+    ) {
+        for node in NODES {
+            let have = restarted(node, &config, &by_key(earlier.clone()), generation);
+            let want = restarted(node, &PlanConfig::default(), &by_key(cluster.clone()), 1);
+            let mut kernel = kernel_with(&have);
+            commit(&mut kernel, &want, &kernel_nft::diff(&want, &have))?;
+            prop_assert_same!(held(&kernel, &want), want, "the difference leads to another table");
+            prop_assert_eq!(kernel_nft::diff(&want, &want), vec![]);
         }
     }
 
@@ -299,7 +335,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(300))]
+    #![proptest_config(cases(150))]
 
     /// Changes of one object come in order; those of different objects in any. Batches may be cut anywhere,
     /// and of several changes of one object in a batch only the last need be told.

@@ -14,4 +14,3 @@ pub mod conformance;
 pub mod interpreter;
 pub mod oracle;
 pub mod random;
-pub mod table;
