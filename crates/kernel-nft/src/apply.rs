@@ -86,8 +86,8 @@ fn add_elements(set: &mut Set, elements: &[(Key, Value)]) -> Result<(), i32> {
         if let Value::Until(last) = value
             && overlaps(set, key, last)
         {
-            // KERNEL: nft_set_rbtree.c, __nft_rbtree_insert.
-            return Err(libc::ENOTEMPTY);
+            // KERNEL: the ENOTEMPTY of nft_set_rbtree.c becomes EEXIST in nft_add_set_elem().
+            return Err(libc::EEXIST);
         }
         if set.spec.size.is_some_and(|size| set.elements.len() >= size as usize) {
             return Err(libc::ENFILE);

@@ -158,7 +158,8 @@ fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
         match expression {
             Expr::Lookup { set, verdict_map, .. } => {
                 let set = ruleset.sets.get(set).ok_or(libc::ENOENT)?;
-                if set.spec.verdict_map != *verdict_map {
+                // The other way round is allowed: a map is a set of its keys as well.
+                if *verdict_map && !set.spec.verdict_map {
                     return Err(libc::EINVAL);
                 }
             }

@@ -195,23 +195,3 @@ pub(crate) fn layout(table_name: &str, flags: TableFlags) -> Ruleset {
     fixed_chains(&mut ruleset);
     ruleset
 }
-
-/// Everything from nothing, in the plainest order.
-pub(crate) fn load_ops(ruleset: &Ruleset) -> Vec<Op> {
-    let mut ops = vec![Op::AddTable(ruleset.table.clone())];
-    ops.extend(ruleset.counters.iter().map(|(name, counter)| Op::AddCounter(name.clone(), counter.clone())));
-    ops.extend(ruleset.sets.iter().map(|(name, set)| Op::AddSet(name.clone(), set.spec.clone())));
-    ops.extend(
-        ruleset
-            .chains
-            .iter()
-            .map(|(name, chain)| Op::AddChain(name.clone(), chain.base, chain.comment.clone())),
-    );
-    for (name, chain) in &ruleset.chains {
-        ops.extend(chain.rules.iter().map(|rule| Op::AddRule(name.clone(), rule.clone())));
-    }
-    ops.extend(ruleset.sets.iter().filter(|(_, set)| !set.elements.is_empty()).map(|(name, set)| {
-        Op::AddElements(name.clone(), set.elements.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
-    }));
-    ops
-}

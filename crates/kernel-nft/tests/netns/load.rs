@@ -1,13 +1,9 @@
-//! What only the kernel can show: that it takes what we write, and that `nft` reads it as we mean it.
-
-#[path = "support/layout.rs"]
-mod layout;
-#[path = "support/netns.rs"]
-mod netns;
+//! Loads, reads back, and lets `nft` read what we wrote and write what we read.
 
 use kernel_nft::{Family, Nftables, Ruleset, Socket, TableFlags, Transaction, create, text};
-use layout::{layout, name};
-use netns::{feed, in_netns, run};
+
+use crate::layout::layout;
+use crate::namespace::{feed, in_netns, run};
 
 fn load(socket: &mut Socket, want: &Ruleset) {
     let transaction =
@@ -53,5 +49,4 @@ fn similar(ours: &str, theirs: &str) {
         assert_eq!(ours, theirs, "line {}", number + 1);
     }
     assert_eq!(ours, theirs);
-    let _ = name;
 }

@@ -1,0 +1,59 @@
+//! The model of the kernel, the differences between rulesets, and the text: nothing here needs a kernel.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "../support/contract.rs"]
+mod contract;
+#[path = "../support/layout.rs"]
+mod layout;
+
+use std::collections::BTreeMap;
+
+use contract::World;
+use kernel_nft::{CommitError, Counter, Error, Fake, Family, Name, Nftables, Observed, Transaction};
+
+struct InMemory(Fake);
+
+impl World for InMemory {
+    fn open(&mut self) -> Box<dyn Nftables> {
+        Box::new(Process(self.0.stranger()))
+    }
+
+    fn flush_by_stranger(&mut self) {
+        self.0.flush_by_stranger();
+    }
+}
+
+/// A handle on the fake whose end is that of a process, as with a socket.
+struct Process(Fake);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.restart();
+    }
+}
+
+impl Nftables for Process {
+    fn observe(&mut self, family: Family, table: &str) -> Result<Option<Observed>, Error> {
+        self.0.observe(family, table)
+    }
+
+    fn observe_counters(&mut self, family: Family, table: &str) -> Result<BTreeMap<Name, Counter>, Error> {
+        self.0.observe_counters(family, table)
+    }
+
+    fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError> {
+        self.0.commit(transaction)
+    }
+
+    fn portid(&self) -> u32 {
+        self.0.portid()
+    }
+}
+
+fn in_memory(test: fn(&mut dyn World)) {
+    test(&mut InMemory(Fake::new()));
+}
+
+mod keeps_the_contract {
+    crate::contract::contract!(super::in_memory);
+}
