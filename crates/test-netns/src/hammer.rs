@@ -200,7 +200,7 @@ impl Hammer {
     /// Changes what is expected from now on. Before rules get tighter or wider, expect
     /// [`Expect::Anything`]; once they must be in force, expect the new result.
     pub fn expect(&self, expected: Expect) {
-        let next = |old: u64| Some((old | 3) + 1 | expected.code());
+        let next = |old: u64| Some(((old | 3) + 1) | expected.code());
         // The closure never declines.
         let _ = self.shared.expected.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
     }

@@ -19,10 +19,11 @@
 //! - [`matrix`]: who reaches whom, as a table, against the expected table.
 //! - [`flow`]: a connection that is kept, to see whether it is cut.
 //! - [`hammer`]: connections without pause, to find the one that should not have been.
-//! - `server`, `conn`, `sctp`: both ends of the wire.
+//! - `server`, `conn`, `sctp`: both ends of the wire; `batch`: what `ip` is told.
 //!
 //! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules.
 
+mod batch;
 pub mod cluster;
 mod conn;
 pub mod flow;

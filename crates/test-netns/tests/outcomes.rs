@@ -1,5 +1,7 @@
 //! Each kind of answer is told from the others.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
 use std::time::{Duration, Instant};
 
 use test_netns::{

@@ -1,5 +1,7 @@
 //! Real packets through every shape of cluster.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
+
 use std::time::{Duration, Instant};
 
 use test_netns::{Attachment, Cluster, ClusterSpec, Expected, Family, NodeSpec, Outcome, PodSpec, Protocol};
