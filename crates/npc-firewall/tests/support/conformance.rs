@@ -31,7 +31,9 @@ pub struct Case {
 pub struct Step {
     /// Namespaces, pods and policies.
     pub manifests: Vec<Value>,
-    /// Address of each pod, in order of the rows and columns.
+    /// `namespace/name` of each pod, in order of the rows and columns.
+    pub order: Vec<String>,
+    /// Address of each pod, in the same order.
     pub addresses: Vec<IpAddr>,
     /// Node of each pod.
     pub nodes: Vec<String>,
@@ -211,7 +213,7 @@ fn cyclonus_case(case: CyclonusCase, ports: &Value) -> Case {
         let tables = step.expected.into_iter().map(|t| table(t.port, &t.protocol, t.effective)).collect();
         let manifests = manifests(&step.namespaces_after, &step.pods_after, step.policies_after, ports);
         let (addresses, nodes) = in_order(&step.pods_after, &step.order);
-        Step { manifests, addresses, nodes, tables }
+        Step { manifests, order: step.order, addresses, nodes, tables }
     };
     Case { id: case.id, name: case.description, steps: case.steps.into_iter().map(step).collect() }
 }
@@ -224,7 +226,8 @@ pub fn e2e() -> Vec<Case> {
     let step = |step: E2eStep| {
         let (addresses, nodes) = in_order(&step.pods, &step.order);
         let manifests = manifests(&step.namespaces, &step.pods, step.policies, &json!([]));
-        Step { manifests, addresses, nodes, tables: vec![table(step.port, &step.protocol, step.effective)] }
+        let tables = vec![table(step.port, &step.protocol, step.effective)];
+        Step { manifests, order: step.order, addresses, nodes, tables }
     };
     let case = |case: E2eCase| Case {
         id: case.id,
