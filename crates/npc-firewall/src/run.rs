@@ -39,12 +39,13 @@ pub fn run() -> anyhow::Result<()> {
             Command::Plan => {
                 let mut firewall = look(&common, config).await?;
                 firewall.plan();
-                print!("{:?}", firewall.planner().ruleset());
+                print!("{}", kernel_nft::text::render(firewall.planner().ruleset()));
                 Ok(())
             }
             Command::Diff => {
                 let mut firewall = look(&common, config).await?;
-println!("{:?}", firewall.difference()?);
+                let ops = firewall.difference()?;
+                print!("{}", kernel_nft::text::render_ops(firewall.planner().ruleset(), &ops));
                 Ok(())
             }
             Command::Cleanup => cleanup(),
@@ -137,7 +138,11 @@ fn watch_table(waker: Waker, own_port: u32) {
         loop {
             match monitor.wait(None) {
                 Ok(Some(change)) => {
-                    tracing::info!(pid = change.pid, process = change.process, "the nftables table was changed by another process");
+                    tracing::info!(
+                        pid = change.pid,
+                        process = change.process,
+                        "the nftables table was changed by another process"
+                    );
                     waker.wake(Cause::Kernel);
                 }
                 Ok(None) => {}

@@ -18,7 +18,7 @@ fn table_of(yaml: &str) -> String {
     let mut world = World::new("n1".into());
     let mut touched = Touched::default();
     for decoded in documents.objects {
-        world.apply(Change::Applied(decoded.object), &mut touched);
+        world.apply(Change::Applied(decoded.unwrap().object), &mut touched);
     }
     let mut planner = Planner::new(PlanConfig::default(), TableFlags::default());
     planner.update(&world, &touched);

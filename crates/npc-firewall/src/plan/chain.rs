@@ -14,7 +14,7 @@ use common_informer::selector::Selector;
 use kernel_nft::{Chain, IpVersion, Name, Rule, Side, Verdict};
 
 use super::base::{deny_chain, ok_chain, versioned};
-use super::sets::{SetKey, block_set_name, truncated};
+use super::sets::{self, SetKey, block_set_name};
 use super::{PlanConfig, digest};
 use crate::model::policy::{AllowRule, Direction, NamespaceMatch, Peers, Policy, PortMatch, Term};
 use crate::model::ranges::Ranges;
@@ -75,7 +75,7 @@ pub fn compile(direction: Direction, policies: &[Arc<Policy>], config: &PlanConf
     rules.push(Rule::new().goto(&deny_chain(direction)));
     let names: Vec<_> = policies.iter().map(|policy| policy.key.to_string()).collect();
     let text = if names.is_empty() { "isolated by its namespace".into() } else { names.join(" ") };
-    let chain = Chain { base: None, comment: Some(truncated(&text).into()), rules };
+    let chain = Chain { base: None, comment: Some(sets::comment(&text)), rules };
     Compiled { chain, sets, blocks }
 }
 
@@ -193,7 +193,7 @@ impl Compiler<'_> {
     fn push(&mut self, rule: Rule, comment: &str) {
         let rule = rule.verdict(allowed(self.direction));
         if !self.rules.iter().any(|other| other.expressions == rule.expressions) {
-            self.rules.push(rule.comment(truncated(comment)));
+            self.rules.push(rule.comment(sets::comment(comment)));
         }
     }
 }

@@ -68,7 +68,7 @@ impl SetKey {
         if self.port.is_some() {
             key.push(DataType::InetService);
         }
-        plain_set(key, truncated(&self.to_string()))
+        plain_set(key, &comment(&self.to_string()))
     }
 }
 
@@ -87,9 +87,12 @@ impl std::fmt::Display for SetKey {
     }
 }
 
-/// Cut to what a comment may hold.
-pub fn truncated(text: &str) -> &str {
-    &text[..text.floor_char_boundary(text.len().min(128))]
+/// Text as a comment may hold it: at most 128 bytes, without the quotes and control characters that `nft`
+/// could not read again.
+pub fn comment(text: &str) -> String {
+    let mut comment: String = text.chars().filter(|c| *c != '"' && !c.is_control()).collect();
+    comment.truncate(comment.floor_char_boundary(128));
+    comment
 }
 
 impl AddressSets {
