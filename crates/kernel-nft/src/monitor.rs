@@ -19,9 +19,9 @@ use crate::wire::uapi::*;
 /// That a table was changed by another socket, and by whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Process id, where the kernel told.
+    /// Id of the thread that made the change, where the kernel told; for a process of one thread its pid.
     pub pid: Option<u32>,
-    /// Name of the process (`comm`), where the kernel told.
+    /// Name of that thread (`comm`), where the kernel told.
     pub process: Option<String>,
     /// True if messages were lost, so that the table may have been changed or not.
     pub perhaps: bool,

@@ -42,6 +42,8 @@ struct Slot {
     /// Bits of the field, where only the first of them were loaded.
     prefix: Option<usize>,
     mask: Option<Vec<u8>>,
+    /// The words without the mask.
+    bare: Option<String>,
 }
 
 /// A condition that a later match can imply.
@@ -117,7 +119,11 @@ impl Reader {
             }
             Expr::MetaSet { key, sreg } => self.assign(meta(*key), *sreg),
             Expr::CtSet { key, sreg } => self.assign(ct(*key), *sreg),
-            _ => self.say(statement(expression)),
+            _ => {
+                self.say(statement(expression));
+                // nft does not look back over anything that acts.
+                self.parts.iter_mut().for_each(|part| part.condition = None);
+            }
         }
         tail
     }
@@ -147,6 +153,7 @@ impl Reader {
     fn assign(&mut self, target: Slot, register: Register) {
         let words = self.take(register);
         self.say(format!("{} set {words}", target.words));
+        self.parts.iter_mut().for_each(|part| part.condition = None);
     }
 
     fn payload(&mut self, base: PayloadBase, offset: u32, len: u32) -> Slot {
@@ -206,13 +213,15 @@ impl Reader {
         let Some(mut slot) = self.slots.get_mut(usize::from(sreg.0)).and_then(Option::take) else {
             return;
         };
-        if xor.iter().all(|byte| *byte == 0) && !is_mark_sum(mask) {
+        if xor.iter().all(|byte| *byte == 0) {
             slot.mask = Some(mask.to_vec());
         }
         if let (Ok(mask), Ok(xor)) = (<[u8; 4]>::try_from(mask), <[u8; 4]>::try_from(xor))
             && slot.kind == Kind::Data(DataType::Mark)
         {
-            slot.words = sum(&slot.words, u32::from_ne_bytes(mask), u32::from_ne_bytes(xor));
+            let bare = std::mem::take(&mut slot.words);
+            slot.words = sum(&bare, u32::from_ne_bytes(mask), u32::from_ne_bytes(xor));
+            slot.bare = Some(bare);
             slot.mask = Some(mask.to_vec());
         }
         self.load(dreg, slot);
@@ -228,6 +237,10 @@ impl Reader {
             Some(Condition::L4Proto(number)) => self.l4proto = Some(number),
             None => {}
         }
+        let words = match (&slot.bare, &slot.mask) {
+            (Some(bare), Some(mask)) if leading_ones(mask).is_some() => bare.clone(),
+            _ => words,
+        };
         let (relation, right) = right_side(&slot, relation, data, last);
         self.parts.push(Part { words: format!("{words} {relation}{right}"), condition, implied: false });
     }
@@ -235,7 +248,7 @@ impl Reader {
 
 impl Slot {
     fn new(words: String, kind: Kind, registers: u8) -> Self {
-        Self { words, kind, registers, prefix: None, mask: None }
+        Self { words, kind, registers, prefix: None, mask: None, bare: None }
     }
 }
 
@@ -257,7 +270,11 @@ fn right_side<'r>(slot: &Slot, relation: &'r str, data: &[u8], last: Option<&[u8
             let bits: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
             (relation, format!("{}/{bits}", value::datum(field, data)))
         }
-        // nft writes the `==` only after a sum.
+        // nft writes the `==` only after a sum, and takes leading ones for a prefix.
+        (Kind::Data(DataType::Mark), Some(mask)) if leading_ones(mask).is_some() => {
+            let bits = leading_ones(mask).unwrap_or_default();
+            (relation, format!("{}/{bits}", datum(slot, data)))
+        }
         (Kind::Data(DataType::Mark), Some(_)) => {
             (if relation.is_empty() { "== " } else { relation }, datum(slot, data))
         }
@@ -330,9 +347,11 @@ fn sum(words: &str, mask: u32, xor: u32) -> String {
     text
 }
 
-/// Four bytes that keep everything: nothing to be said of them.
-fn is_mark_sum(mask: &[u8]) -> bool {
-    mask == [u8::MAX; 4]
+/// Length of a mask of four bytes that is ones and then zeros, some of both.
+fn leading_ones(mask: &[u8]) -> Option<u32> {
+    let mask = u32::from_ne_bytes(mask.try_into().ok()?);
+    let ones = mask.leading_ones();
+    (mask != 0 && ones + mask.trailing_zeros() == 32).then_some(ones)
 }
 
 fn meta(key: MetaKey) -> Slot {

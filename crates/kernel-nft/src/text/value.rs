@@ -147,11 +147,11 @@ pub(super) fn hex(data: &[u8]) -> String {
     data.iter().fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-/// As glibc's inet_ntop() writes it, which unlike Rust ends some addresses in dotted form: those with 96
-/// zero bits in front, except `::` and `::1`.
+/// As glibc's inet_ntop() writes it, which unlike Rust ends some addresses in dotted form: those with just 96
+/// zero bits in front.
 fn ipv6(address: Ipv6Addr) -> String {
-    let [a, b, c, d, e, f, g, h] = address.segments();
-    if (a, b, c, d, e, f) == (0, 0, 0, 0, 0, 0) && (g != 0 || h > 1) {
+    let [a, b, c, d, e, f, g, _] = address.segments();
+    if (a, b, c, d, e, f) == (0, 0, 0, 0, 0, 0) && g != 0 {
         let [.., w, x, y, z] = address.octets();
         return format!("::{w}.{x}.{y}.{z}");
     }

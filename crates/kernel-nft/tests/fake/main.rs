@@ -1,10 +1,15 @@
 //! The model of the kernel, the differences between rulesets, and the text: nothing here needs a kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod algebra;
 #[path = "../support/contract.rs"]
 mod contract;
+mod faults;
 #[path = "../support/layout.rs"]
 mod layout;
+
+#[path = "../support/random.rs"]
+mod random;
 
 use std::collections::BTreeMap;
 

@@ -1,18 +1,34 @@
 //! Loads, reads back, and lets `nft` read what we wrote and write what we read.
 
-use kernel_nft::{Family, Nftables, Ruleset, Socket, TableFlags, Transaction, create, text};
+use std::time::Instant;
 
-use crate::layout::layout;
-use crate::namespace::{feed, in_netns, run};
+use kernel_nft::{
+    ChainType, CmpOp, CommitError, DataType, Expr, Family, Nftables, Op, Ownership, Rule, Ruleset, SetSpec,
+    Socket, Table, TableFlags, Transaction, Value, create, diff, text,
+};
 
-fn load(socket: &mut Socket, want: &Ruleset) {
-    let transaction =
-        Transaction { family: Family::Inet, table: &want.table.name, ops: &create(want), generation: None };
-    socket.commit(&transaction).unwrap();
+use crate::layout::{layout, name};
+use crate::namespace::{feed, in_netns, run, try_run};
+
+pub(crate) fn commit(socket: &mut Socket, table: &str, ops: &[Op]) {
+    let table = name(table);
+    socket.commit(&Transaction { family: Family::Inet, table: &table, ops, generation: None }).unwrap();
 }
 
-fn observe(socket: &mut Socket, table: &str) -> Ruleset {
+pub(crate) fn load(socket: &mut Socket, want: &Ruleset) {
+    commit(socket, &want.table.name, &create(want));
+}
+
+pub(crate) fn observe(socket: &mut Socket, table: &str) -> Ruleset {
     socket.observe(Family::Inet, table).unwrap().expect("the table is there").ruleset
+}
+
+/// Equal, or a panic that shows the first line that is not.
+pub(crate) fn similar(ours: &str, theirs: &str) {
+    for (number, (our, their)) in ours.lines().zip(theirs.lines()).enumerate() {
+        assert_eq!(our, their, "line {}; ours:\n{ours}", number + 1);
+    }
+    assert_eq!(ours, theirs);
 }
 
 #[test]
@@ -38,15 +54,215 @@ fn the_layout_renders_as_nft_lists_it() {
 fn the_rendered_layout_is_taken_by_nft_and_means_the_same() {
     in_netns(|| {
         let want = layout("npc", TableFlags::default());
+        feed("nft", &["-c", "-f", "-"], &text::render(&want)).unwrap();
         feed("nft", &["-f", "-"], &text::render(&want)).unwrap();
         assert_eq!(observe(&mut Socket::open().unwrap(), "npc"), want);
     });
 }
 
-/// Equal, or a panic that shows the first line that is not.
-fn similar(ours: &str, theirs: &str) {
-    for (number, (ours, theirs)) in ours.lines().zip(theirs.lines()).enumerate() {
-        assert_eq!(ours, theirs, "line {}", number + 1);
+#[test]
+fn every_type_of_set_is_listed_as_rendered() {
+    use DataType::{IcmpType, Icmpv6Type, Ifname, InetProto, InetService, Ipv4Addr, Ipv6Addr, Mark};
+    in_netns(|| {
+        let table =
+            Table { family: Family::Inet, name: name("t"), flags: TableFlags::default(), comment: None };
+        let mut want = Ruleset::new(table);
+        let byte = |n: u32| kernel_nft::Key::from_bytes(&[n as u8]);
+        let word = |n: u32| kernel_nft::Key::from_bytes(&(n as u16).to_be_bytes());
+        let ifname = |n: u32| {
+            let mut bytes = format!("eth{n}").into_bytes();
+            bytes.resize(16, 0);
+            kernel_nft::Key::from_bytes(&bytes)
+        };
+        let v6 = |n: u32| kernel_nft::Key::from(std::net::Ipv6Addr::from(u128::from(n) << (n % 100)));
+        type ToKey<'a> = &'a dyn Fn(u32) -> kernel_nft::Key;
+        let types: [(&str, DataType, ToKey<'_>); 8] = [
+            ("a", InetProto, &byte),
+            ("b", Icmpv6Type, &byte),
+            ("c", IcmpType, &byte),
+            ("d", InetService, &word),
+            ("e", Mark, &|n| kernel_nft::Key::from_bytes(&(n << 20).to_ne_bytes())),
+            ("f", Ifname, &ifname),
+            ("g", Ipv4Addr, &|n| kernel_nft::Key::from(std::net::Ipv4Addr::from(n << 22))),
+            ("h", Ipv6Addr, &v6),
+        ];
+        for (set, key, element) in types {
+            let elements = (0..256).map(|n| (element(n), Value::Member)).collect();
+            want.sets.insert(name(set), kernel_nft::Set { spec: SetSpec::set(&[key]), elements });
+        }
+        let mut socket = Socket::open().unwrap();
+        load(&mut socket, &want);
+        assert_eq!(observe(&mut socket, "t"), want);
+        similar(&text::render(&want), &run("nft", &["list", "table", "inet", "t"]));
+    });
+}
+
+#[test]
+fn a_stranger_in_our_table_is_seen_and_removed() {
+    in_netns(|| {
+        let want = layout("npc", TableFlags::default());
+        let mut socket = Socket::open().unwrap();
+        load(&mut socket, &want);
+        let script = "
+            add map inet npc data { type ipv4_addr : ipv4_addr; elements = { 10.0.0.1 : 10.0.0.2 }; }
+            add set inet npc timed { type ipv4_addr; timeout 1h; elements = { 10.0.0.1 }; }
+            add set inet npc pairs { type ipv4_addr . inet_service; flags interval; elements = { 10.0.0.0/8 . 1-2 }; }
+            add set inet npc counted { type ipv4_addr; counter; elements = { 10.0.0.1 }; }
+            add chain inet npc closed { type filter hook input priority 0; policy drop; }
+            add chain inet npc extra
+            add rule inet npc extra ip saddr { 10.0.0.1, 10.0.0.2 } tcp dport != 80 limit rate 1/second masquerade
+            insert rule inet npc ok ip saddr @timed ct mark set 0x1 accept
+            add element inet npc p4_f1a2 { 10.9.9.9 }
+            delete element inet npc in4 { 10.50.0.10 }";
+        feed("nft", &["-f", "-"], script).unwrap();
+        let have = observe(&mut socket, "npc");
+        for set in ["data", "timed", "pairs", "counted"] {
+            assert_eq!(have.sets[set].spec.key, [DataType::Foreign], "{set}");
+        }
+        assert_eq!(have.chains["closed"].base.unwrap().kind, ChainType::Foreign);
+        let foreign = |rule: &Rule| rule.expressions.iter().any(|e| matches!(e, Expr::Other { .. }));
+        assert!(have.chains["extra"].rules.iter().any(foreign));
+        commit(&mut socket, "npc", &diff(&want, &have));
+        assert_eq!(observe(&mut socket, "npc"), want);
+    });
+}
+
+#[test]
+fn a_dormant_table_is_seen_and_woken() {
+    in_netns(|| {
+        let want = layout("npc", TableFlags::default());
+        let mut socket = Socket::open().unwrap();
+        load(&mut socket, &want);
+        run("nft", &["add", "table", "inet", "npc", "{ flags dormant; }"]);
+        let have = observe(&mut socket, "npc");
+        assert!(have.table.flags.dormant);
+        let ops = diff(&want, &have);
+        assert_eq!(ops, [Op::AddTable(want.table.clone())]);
+        commit(&mut socket, "npc", &ops);
+        assert_eq!(observe(&mut socket, "npc"), want);
+    });
+}
+
+#[test]
+fn an_owned_table_cannot_be_changed_by_nft() {
+    in_netns(|| {
+        let flags = TableFlags { owner: true, persist: true, dormant: false };
+        let want = layout("npc", flags);
+        let mut socket = Socket::open().unwrap();
+        load(&mut socket, &want);
+        let error = try_run("nft", &["flush", "chain", "inet", "npc", "ok"]).unwrap_err();
+        assert!(error.contains("Operation not permitted"), "{error}");
+        assert_eq!(socket.observe(Family::Inet, "npc").unwrap().unwrap().ownership, Ownership::Ours);
+        assert_eq!(observe(&mut socket, "npc"), want);
+    });
+}
+
+#[test]
+fn a_refusal_tells_the_offending_attribute() {
+    in_netns(|| {
+        let mut socket = Socket::open().unwrap();
+        let table = name("t");
+        let flags = TableFlags::default();
+        let ops = [
+            Op::AddTable(Table { family: Family::Inet, name: table.clone(), flags, comment: None }),
+            Op::AddChain(name("a"), None, None),
+            Op::AddRule(name("a"), Rule::new().address_in_set_that_is_missing()),
+        ];
+        let transaction = Transaction { family: Family::Inet, table: &table, ops: &ops, generation: None };
+        match socket.commit(&transaction) {
+            Err(CommitError::Refused { op: 2, offset: Some(offset), .. }) => assert!(offset > 20, "{offset}"),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+trait Missing {
+    fn address_in_set_that_is_missing(self) -> Self;
+}
+
+impl Missing for Rule {
+    fn address_in_set_that_is_missing(self) -> Self {
+        self.address_in(kernel_nft::Side::Source, kernel_nft::IpVersion::V4, &name("missing"))
     }
-    assert_eq!(ours, theirs);
+}
+
+#[test]
+fn rarer_expressions_read_back_equal_and_are_listed_as_rendered() {
+    in_netns(|| {
+        let mut want = layout("npc", TableFlags::default());
+        let load_port = Rule::new().dport(6, 1..=1).expressions;
+        let mut rule = Rule::new();
+        rule.expressions.extend_from_slice(&load_port[..3]);
+        let range = Expr::Range {
+            negate: true,
+            sreg: kernel_nft::Register(0),
+            from: 80u16.to_be_bytes().to_vec(),
+            to: 90u16.to_be_bytes().to_vec(),
+        };
+        let rule = rule.expression(range).accept();
+        want.chains.get_mut("ok").unwrap().rules.push(rule);
+        let different =
+            Rule::new().expression(Expr::Ct { key: kernel_nft::CtKey::Mark, dreg: kernel_nft::Register(0) });
+        let cmp =
+            Expr::Cmp { op: CmpOp::Neq, sreg: kernel_nft::Register(0), data: 7u32.to_ne_bytes().to_vec() };
+        want.chains.get_mut("ok").unwrap().rules.push(different.expression(cmp).drop());
+        let unreachable = Rule::new().reject(kernel_nft::Reject::PortUnreachable);
+        want.chains.get_mut("ok").unwrap().rules.push(unreachable);
+        let mut socket = Socket::open().unwrap();
+        load(&mut socket, &want);
+        assert_eq!(observe(&mut socket, "npc"), want);
+        similar(&text::render(&want), &run("nft", &["list", "table", "inet", "npc"]));
+    });
+}
+
+#[test]
+fn a_reader_is_not_disturbed_by_a_writer() {
+    in_netns(|| {
+        let want = layout("npc", TableFlags::default());
+        let mut reader = Socket::open().unwrap();
+        load(&mut reader, &want);
+        let mut writer = Socket::open().unwrap();
+        let writing = std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                // Each transaction keeps the two counters of elements equal.
+                for n in 0..2000u32 {
+                    let element = vec![(std::net::Ipv4Addr::from(n).into(), Value::Member)];
+                    let ops = ["p4_77c0", "p4_9d3e"].map(|set| Op::AddElements(name(set), element.clone()));
+                    commit(&mut writer, "npc", &ops);
+                }
+            });
+            let mut read = 0;
+            while !writing.is_finished() {
+                match reader.observe(Family::Inet, "npc") {
+                    Ok(seen) => {
+                        let sets = seen.expect("the table is there").ruleset.sets;
+                        assert_eq!(sets["p4_77c0"].elements.len(), sets["p4_9d3e"].elements.len());
+                        read += 1;
+                    }
+                    Err(kernel_nft::Error::Unstable { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            read
+        });
+        println!("read {writing} times meanwhile");
+        assert_eq!(observe(&mut reader, "npc").sets["p4_77c0"].elements.len(), 2001);
+    });
+}
+
+#[test]
+fn twenty_thousand_elements_take_milliseconds() {
+    in_netns(|| {
+        let mut want = layout("npc", TableFlags::default());
+        let set = want.sets.get_mut("p4_f1a2").unwrap();
+        set.elements = (0..20_000u32).map(|n| (std::net::Ipv4Addr::from(n).into(), Value::Member)).collect();
+        let mut socket = Socket::open().unwrap();
+        let started = Instant::now();
+        load(&mut socket, &want);
+        let loaded = started.elapsed();
+        assert_eq!(observe(&mut socket, "npc"), want);
+        println!("load {loaded:?}, read {:?}", started.elapsed() - loaded);
+        // Far above what it takes, far below what one message an element would.
+        assert!(loaded.as_millis() < 2000, "{loaded:?}");
+    });
 }

@@ -7,7 +7,12 @@ mod contract;
 #[path = "../support/layout.rs"]
 mod layout;
 mod load;
+mod marks;
 mod namespace;
+#[path = "../support/random.rs"]
+mod random;
+mod watch;
+mod witness;
 
 use contract::World;
 use kernel_nft::{Nftables, Socket};
