@@ -12,8 +12,11 @@ use nix::unistd::Pid;
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
-/// The firewall of this build, beside the demo. Cargo builds it only when asked.
+/// `NPC_FIREWALL`, or the firewall of this build, beside the demo; Cargo builds that only when asked.
 fn firewall() -> PathBuf {
+    if let Some(path) = std::env::var_os("NPC_FIREWALL") {
+        return path.into();
+    }
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--package", "npc-firewall", "--bin", "npc-firewall"]);
     if !cfg!(debug_assertions) {
