@@ -1,6 +1,8 @@
 //! The interpreter on the example of the layout: two policies whose rules were written by hand, and loaded
 //! into a kernel, before there was a planner. What it makes of each packet is what the kernel made of it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken test ends in a panic")]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -234,8 +234,10 @@ pub fn pods<'a>(cluster: impl IntoIterator<Item = &'a Object>) -> impl Iterator<
     cluster.into_iter().filter_map(|object| if let Object::Pod(pod) = object { Some(&**pod) } else { None })
 }
 
-pub fn policies(cluster: &[Object]) -> impl Iterator<Item = &NetworkPolicy> {
-    cluster.iter().filter_map(|object| match object {
+pub fn policies<'a>(
+    cluster: impl IntoIterator<Item = &'a Object>,
+) -> impl Iterator<Item = &'a NetworkPolicy> {
+    cluster.into_iter().filter_map(|object| match object {
         Object::NetworkPolicy(policy) => Some(&**policy),
         _ => None,
     })

@@ -9,9 +9,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use common_informer::object::{
-    Change, IpBlock, Kind, LabelSelector, LabelSelectorRequirement, Labels, NamedPort, Namespace,
-    NetworkPolicy, Object, ObjectKey, ObjectRef, Pod, PolicyPeer, PolicyPort, PolicyRule, PortRef, Protocol,
-    RuleSpec, Str,
+    Change, IpBlock, LabelSelector, LabelSelectorRequirement, Labels, NamedPort, Namespace, NetworkPolicy,
+    Object, ObjectKey, ObjectRef, Pod, PolicyPeer, PolicyPort, PolicyRule, PortRef, Protocol, RuleSpec, Str,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -340,6 +339,10 @@ pub enum Edit {
     Exclude(Index),
     /// A pod or namespace gets other labels.
     Relabel(Index, Labels),
+    /// A policy gets other rules, for the same pods.
+    Rewrite(Index, Vec<RuleSpec>, Vec<RuleSpec>),
+    /// A policy loses its last ingress rule and its last egress rule.
+    DropRules(Index),
     /// A pod finishes and another, or itself again, takes its addresses.
     MoveAddresses(Index, Index),
     /// Nothing happened, but an object is sent again.
@@ -357,6 +360,9 @@ pub fn history() -> impl Strategy<Value = Vec<Edit>> {
         1 => any::<Index>().prop_map(Edit::Exclude),
         3 => (any::<Index>(), label_map()).prop_map(|(at, labels)| Edit::Relabel(at, labels.into())),
         2 => (any::<Index>(), any::<Index>()).prop_map(|(from, to)| Edit::MoveAddresses(from, to)),
+        2 => (any::<Index>(), rules(), rules())
+            .prop_map(|(at, ingress, egress)| Edit::Rewrite(at, ingress, egress)),
+        2 => any::<Index>().prop_map(Edit::DropRules),
         1 => any::<Index>().prop_map(Edit::Resend),
     ];
     prop::collection::vec(edit, 1..12)
@@ -370,6 +376,7 @@ impl Edit {
     pub fn changes(&self, objects: &Objects) -> Vec<Change> {
         let list: Vec<_> = objects.values().collect();
         let pods: Vec<_> = oracle::pods(list.iter().copied()).collect();
+        let policies: Vec<_> = oracle::policies(list.iter().copied()).collect();
         match self {
             Self::Apply(object) => vec![Change::Applied(object.clone())],
             _ if list.is_empty() => vec![],
@@ -393,6 +400,18 @@ impl Edit {
                 }
                 _ => vec![],
             },
+            Self::Rewrite(..) | Self::DropRules(_) if policies.is_empty() => vec![],
+            Self::Rewrite(at, ingress, egress) => {
+                let (ingress, egress) = (ingress.clone(), egress.clone());
+                let policy = NetworkPolicy { ingress, egress, ..(*at.get(&policies)).clone() };
+                vec![Change::Applied(Object::NetworkPolicy(policy.into()))]
+            }
+            Self::DropRules(at) => {
+                let mut policy = (*at.get(&policies)).clone();
+                policy.ingress.pop();
+                policy.egress.pop();
+                vec![Change::Applied(Object::NetworkPolicy(policy.into()))]
+            }
             Self::MoveAddresses(..) if pods.is_empty() => vec![],
             Self::MoveAddresses(from, to) => {
                 let (from, to) = (*from.get(&pods), *to.get(&pods));
@@ -458,6 +477,3 @@ fn ports(cluster: &[Object]) -> BTreeSet<u16> {
     ports.remove(&0);
     ports
 }
-
-/// The kinds that histories are made of.
-pub const KINDS: [Kind; 3] = [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy];
