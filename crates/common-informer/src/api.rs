@@ -29,8 +29,9 @@ use crate::informer::{StartError, feed};
 use crate::object::{Kind, ObjectRef};
 use trimmed::Trimmed;
 
-/// Pages of a list: what one request may return. As client-go's.
-const PAGE: u32 = 500;
+/// Objects in one page of a list. kube holds a page as bytes and as text before it is parsed: with client-go's
+/// 500, 15,000 pods of 6.5 kB raise the process to 29 MB, with 100 to 19 MB.
+const PAGE: u32 = 100;
 /// The first wait after a failure and the longest one; as client-go's reflector.
 const WAIT: (Duration, Duration) = (Duration::from_millis(800), Duration::from_secs(30));
 /// A watch that has worked so long starts with the first wait again.

@@ -102,15 +102,15 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut(
 #[tokio::test]
 async fn all_pages_of_a_list_are_read_before_it_is_in_sync() {
     let server = Server::start().await;
-    for index in 0..1234 {
+    for index in 0..234 {
         server.put("pods", "default", &format!("p{index:04}"), pod(&format!("p{index:04}"), "n1"));
     }
     let mut consumer = Consumer::start(&server, &[Kind::Pod]).await;
     consumer.synced().await;
-    assert_eq!(consumer.objects.len(), 1234);
+    assert_eq!(consumer.objects.len(), 234);
     let requests = server.requests("pods", Verb::List);
     assert_eq!(requests.len(), 3, "{requests:?}");
-    assert!(requests[0].contains("limit=500"), "{requests:?}");
+    assert!(requests[0].contains("limit=100"), "{requests:?}");
     let selector = "fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed";
     assert!(requests[0].contains(selector), "{requests:?}");
 }
@@ -225,14 +225,14 @@ async fn gone_as_the_answer_to_a_watch_leads_to_a_new_list() {
 #[tokio::test]
 async fn gone_in_the_middle_of_a_list_starts_it_again() {
     let server = Server::start().await;
-    for index in 0..600 {
+    for index in 0..150 {
         server.put("pods", "default", &format!("p{index}"), pod(&format!("p{index}"), "n1"));
     }
     server.fail("pods", Verb::List, Fault::Slow(Duration::ZERO));
     server.fail("pods", Verb::List, Fault::Status(410));
     let mut consumer = Consumer::start(&server, &[Kind::Pod]).await;
     consumer.synced().await;
-    assert_eq!((consumer.objects.len(), consumer.changes), (600, 600));
+    assert_eq!((consumer.objects.len(), consumer.changes), (150, 150));
     assert_eq!(consumer.pods().watch_errors, 1);
 }
 

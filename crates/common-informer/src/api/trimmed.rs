@@ -213,3 +213,92 @@ impl<'de> Visitor<'de> for &Keep {
         Ok(Value::Object(object))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::decode::object_of;
+    use crate::decode::tests::any_json;
+    use crate::intern::Interner;
+
+    fn trimmed(value: &Value) -> Trimmed {
+        serde_json::from_str(&value.to_string()).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_read_is_not_stored() {
+        let value = json!({"metadata": {"name": "a", "managedFields": [1], "annotations": {"a": "b"}},
+            "spec": {"containers": [{"env": [1], "ports": [{"containerPort": 1}]}], "volumes": [1]},
+            "status": {"conditions": [1], "phase": "Running"}});
+        let kept = json!({"metadata": {"name": "a", "annotations": {}},
+            "spec": {"containers": [{"ports": [{"containerPort": 1}]}]}, "status": {"phase": "Running"}});
+        assert_eq!(trimmed(&value).value, kept);
+    }
+
+    #[test]
+    fn version_is_kept_for_the_watcher() {
+        let meta = |value: Value| trimmed(&value).meta.resource_version;
+        assert_eq!(meta(json!({"metadata": {"resourceVersion": "7"}})).as_deref(), Some("7"));
+        for value in [json!({"metadata": {"resourceVersion": 7}}), json!([1]), json!("x"), json!(null)] {
+            assert_eq!(meta(value), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn trimmed_objects_are_read_as_whole_ones(metadata in any_json(), spec in any_json(), status in any_json()) {
+            for metadata in [metadata, json!({"name": "a"})] {
+                let text = json!({"metadata": metadata, "spec": spec, "status": status}).to_string();
+                let whole: Value = serde_json::from_str(&text).unwrap();
+                let trimmed = serde_json::from_str::<Trimmed>(&text).unwrap().value;
+                for kind in Kind::ALL {
+                    let mut interner = Interner::new();
+                    let read = object_of(kind, &trimmed, &mut interner);
+                    prop_assert_eq!(read, object_of(kind, &whole, &mut interner));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_that_is_read_is_kept() {
+        for (kind, whole) in [
+            (
+                Kind::Pod,
+                json!({"metadata": {"name": "p", "namespace": "x", "labels": {"a": "b"}, "creationTimestamp": "2024-01-01T00:00:00Z"},
+                "spec": {"nodeName": "n1", "hostNetwork": true, "containers": [{"ports": [{"name": "a", "containerPort": 1, "protocol": "UDP"}]}],
+                    "initContainers": [{"restartPolicy": "Always", "ports": [{"name": "b", "containerPort": 2}]}]},
+                "status": {"phase": "Failed", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "::1"}]}}),
+            ),
+            (
+                Kind::Namespace,
+                json!({"metadata": {"name": "x", "labels": {"a": "b"},
+                "annotations": {"net.beta.kubernetes.io/network-policy": "{}"}}}),
+            ),
+            (
+                Kind::NetworkPolicy,
+                json!({"metadata": {"name": "p"}, "spec": {"podSelector": {"matchLabels": {"a": "b"}},
+                "policyTypes": ["Egress"], "ingress": [{"from": [{"podSelector": {}}]}],
+                "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}], "ports": [{"port": 1, "endPort": 2}]}]}}),
+            ),
+            (
+                Kind::Service,
+                json!({"metadata": {"name": "s"}, "spec": {"type": "LoadBalancer", "clusterIP": "10.0.0.1",
+                "clusterIPs": ["10.0.0.1"], "externalIPs": ["10.0.0.2"], "healthCheckNodePort": 30000,
+                "ports": [{"port": 1, "nodePort": 30001, "protocol": "UDP"}]}, "status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.3"}]}}}),
+            ),
+            (
+                Kind::Service,
+                json!({"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "clusterIP": "10.0.0.1"}}),
+            ),
+        ] {
+            let mut interner = Interner::new();
+            let read = object_of(kind, &trimmed(&whole).value, &mut interner);
+            assert!(read.as_ref().is_ok_and(|read| read.notes.is_empty()), "{read:?}");
+            assert_eq!(read, object_of(kind, &whole, &mut interner));
+        }
+    }
+}

@@ -339,7 +339,7 @@ fn mistakes_in_a_service_cost_only_themselves() {
 }
 
 /// JSON of any shape, with the field names that are read here.
-fn any_json() -> impl Strategy<Value = Value> {
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let names = prop::sample::select(vec![
         "apiVersion",
         "kind",
