@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use common_informer::object::{Batch, Kind, ObjectKey, ObjectRef};
-use kernel_nft::{CommitError, Nftables, Op, TableFlags};
+use kernel_nft::{CommitError, Nftables, Op, Ownership, TableFlags};
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
 use serde::Serialize;
 
@@ -49,6 +49,8 @@ pub struct Surroundings<N> {
 /// The firewall of one node.
 pub struct Firewall<N> {
     config: PlanConfig,
+    /// Flags of a table that this process makes or adopts.
+    flags: TableFlags,
     world: World,
     touched: Touched,
     planner: Planner,
@@ -85,6 +87,7 @@ impl<N: Nftables> Firewall<N> {
             planner: Planner::new(config.clone(), flags),
             generations: Generations::new(if config.marks() { config.last_generation() } else { 0 }),
             config,
+            flags,
             kernel: Kernel::new(nft),
             surroundings: Rest { marks, sysctls, watch, metrics },
             synced: false,
@@ -107,7 +110,8 @@ impl<N: Nftables> Firewall<N> {
         let touched = std::mem::take(&mut self.touched);
         self.planner.pardon(touched.policies.iter());
         let update = self.planner.update(&self.world, &touched);
-        if update.tightened {
+        // Out of step, the planner's last state says nothing of what the kernel allowed; the audit decides.
+        if update.tightened && self.in_step {
             self.generations.demand();
         }
         update.ops
@@ -212,7 +216,11 @@ impl<N: Nftables> Firewall<N> {
     /// generation.
     fn take_over(&mut self, found: &Found) {
         let Some(observed) = &found.observed else { return };
-        self.planner.set_flags(observed.ruleset.table.flags);
+        // KERNEL: nf_tables_updtable() lets an orphan be owned again and refuses every other change of these
+        // flags; the end of the owner takes the flag `owner` away (nft_rcv_nl_event()).
+        if observed.ownership != Ownership::Orphaned || !self.flags.owner {
+            self.planner.set_flags(observed.ruleset.table.flags);
+        }
         if let Some(generation) = base::generation_of(&observed.ruleset, &self.config) {
             self.planner.set_generation(generation);
         }
