@@ -263,7 +263,9 @@ async fn refused_access_says_what_to_allow() {
     server.fail("networkpolicies", Verb::List, Fault::Status(403));
     let consumer = Consumer::start(&server, &[Kind::NetworkPolicy]).await;
     let status = consumer.informer.status();
-    let error = status.wait_synced(Duration::from_millis(400)).await.unwrap_err().to_string();
+    let failed = || async { status.snapshot().kinds[&Kind::NetworkPolicy].last_error.is_some() };
+    eventually("an error", failed).await;
+    let error = status.wait_synced(Duration::from_millis(10)).await.unwrap_err().to_string();
     assert!(error.contains("networkpolicies") && error.contains("networking.k8s.io"), "{error}");
     assert!(error.contains("RBAC must allow get, list and watch"), "{error}");
 }

@@ -172,14 +172,19 @@ async fn malformed_document_costs_only_itself_and_excludes_what_it_may_have_been
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("all.yaml");
     let text = |middle: &str| format!("{}---\n{middle}---\n{}", pod("a", "n1"), pod("c", "n1"));
-    fs::write(&file, text(&pod("b", "n1"))).unwrap();
+    // As writers should, so that no half of it is ever seen.
+    let replace = |text: String| {
+        fs::write(directory.path().join(".new"), text).unwrap();
+        fs::rename(directory.path().join(".new"), &file).unwrap();
+    };
+    replace(text(&pod("b", "n1")));
     let mut consumer = Consumer::start(directory.path()).await;
     consumer.until(&[("a", "n1"), ("b", "n1"), ("c", "n1")]).await;
-    fs::write(&file, text("kind: Pod\nmetadata: {name: [b\n")).unwrap();
+    replace(text("kind: Pod\nmetadata: {name: [b\n"));
     consumer.until(&[("a", "n1"), ("b", "excluded"), ("c", "n1")]).await;
     let faults = consumer.faults();
     assert!(faults[0].contains("all.yaml: the document at line 5 is not YAML: "), "{faults:?}");
-    fs::write(&file, text(&pod("b", "n2"))).unwrap();
+    replace(text(&pod("b", "n2")));
     consumer.until(&[("a", "n1"), ("b", "n2"), ("c", "n1")]).await;
     assert_eq!(consumer.faults(), Vec::<String>::new());
 }

@@ -63,6 +63,8 @@ struct Store {
     /// Version, plural, event.
     events: Vec<(u64, String, Value)>,
     faults: VecDeque<(String, Verb, Fault)>,
+    /// The version of the last event that a watch was told, by plural.
+    sent: BTreeMap<String, u64>,
     /// The query of each request, by plural and verb.
     requests: Vec<(String, Verb, String)>,
 }
@@ -162,13 +164,20 @@ impl Server {
         self.store.lock().unwrap().faults.push_back((plural.to_owned(), verb, fault));
     }
 
-    /// Sends a bookmark, waits until it has arrived and forgets all versions before it.
+    /// Sends a bookmark and, when it is on its way, forgets all versions before it.
     pub(crate) async fn forget_up_to_next_bookmark(&self, plural: &str) {
         self.bookmark(plural);
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let mut store = self.store.lock().unwrap();
-        store.forgotten = store.version;
-        store.events.clear();
+        loop {
+            {
+                let mut store = self.store.lock().unwrap();
+                if store.sent.get(plural) == Some(&store.version) {
+                    store.forgotten = store.version;
+                    store.events.clear();
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Creates or replaces an object.
@@ -375,7 +384,7 @@ impl Events {
     async fn wait(&mut self) -> Step {
         loop {
             {
-                let store = self.handler.store.lock().unwrap();
+                let mut store = self.handler.store.lock().unwrap();
                 if self.version < store.forgotten {
                     if self.version == 0 {
                         return Step::End;
@@ -384,13 +393,13 @@ impl Events {
                     drop(store);
                     return self.error(410);
                 }
-                let next = store
-                    .events
-                    .iter()
-                    .find(|(version, of, _)| *version > self.version && *of == self.plural);
-                if let Some((version, _, event)) = next {
+                let next =
+                    |(version, of, _): &&(u64, String, Value)| *version > self.version && *of == self.plural;
+                if let Some((version, _, event)) = store.events.iter().find(next) {
                     self.version = *version;
-                    return Step::Line(format!("{event}\n"));
+                    let line = format!("{event}\n");
+                    store.sent.insert(self.plural.clone(), self.version);
+                    return Step::Line(line);
                 }
             }
             tokio::select! {
