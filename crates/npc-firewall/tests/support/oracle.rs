@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use common_informer::object::{
     IpBlock, LabelSelector, LabelSelectorRequirement, Labels, Namespace, NetworkPolicy, Object, Pod,
-    PolicyPeer, PolicyPort, PolicyRule, PortRef, Protocol, RuleSpec,
+    PolicyPeer, PolicyPort, PolicyRule, PortRef, Protocol, RuleSpec, Service, ServicePort,
 };
 use ipnet::IpNet;
 
@@ -240,5 +240,24 @@ pub fn policies<'a>(
     cluster.into_iter().filter_map(|object| match object {
         Object::NetworkPolicy(policy) => Some(&**policy),
         _ => None,
+    })
+}
+
+pub fn services(cluster: &[Object]) -> impl Iterator<Item = &Service> {
+    cluster
+        .iter()
+        .filter_map(|object| if let Object::Service(service) = object { Some(&**service) } else { None })
+}
+
+/// Whether a packet to a node goes to a Service: an address of it and a port, or a port that every node opens
+/// for it. Where that leads to is judged after DNAT, and not here.
+pub fn goes_to_service(cluster: &[Object], connection: &Connection) -> bool {
+    let Connection { destination, protocol, port, .. } = *connection;
+    services(cluster).any(|service| {
+        let own =
+            |p: &ServicePort| service.ips.contains(&destination) && (p.protocol, p.port) == (protocol, port);
+        let node_port = |p: &ServicePort| (p.protocol, p.node_port) == (protocol, Some(port));
+        let health = protocol == Protocol::Tcp && service.health_check_node_port == Some(port);
+        health || service.ports.iter().any(|p| own(p) || node_port(p))
     })
 }

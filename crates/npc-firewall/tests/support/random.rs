@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use common_informer::object::{
     Change, IpBlock, LabelSelector, LabelSelectorRequirement, Labels, NamedPort, Namespace, NetworkPolicy,
-    Object, ObjectKey, ObjectRef, Pod, PolicyPeer, PolicyPort, PolicyRule, PortRef, Protocol, RuleSpec, Str,
+    Object, ObjectKey, ObjectRef, Pod, PolicyPeer, PolicyPort, PolicyRule, PortRef, Protocol, RuleSpec,
+    Service, ServicePort, Str,
 };
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -313,19 +314,36 @@ pub fn policy() -> impl Strategy<Value = Object> {
     )
 }
 
+/// A Service; its external addresses may be those of nodes.
+pub fn service() -> impl Strategy<Value = Object> {
+    let addresses = ["10.96.0.1", "fd96::1"].into_iter().chain(NODE_ADDRESSES.into_iter().flatten());
+    let addresses: Vec<IpAddr> = addresses.map(|text| text.parse().unwrap()).collect();
+    let node_port = prop_oneof![2 => Just(None), 1 => select(vec![80, 81, 30080]).prop_map(Some)];
+    let port = (select(PROTOCOLS.to_vec()), select(vec![53, 80, 443]), node_port)
+        .prop_map(|(protocol, port, node_port)| ServicePort { protocol, port, node_port });
+    let name = (select(NAMESPACES.to_vec()), 0..2u8);
+    let health = prop_oneof![3 => Just(None), 1 => Just(Some(30081))];
+    (name, subsequence(addresses, 0..3), prop::collection::vec(port, 1..3), health).prop_map(
+        |((namespace, number), ips, ports, health_check_node_port)| {
+            let key = key(namespace, &format!("service{number}"));
+            Object::Service(Service { key, ips: ips.into(), ports, health_check_node_port }.into())
+        },
+    )
+}
+
 /// A whole cluster; of objects with the same key the last is kept.
 pub fn cluster() -> impl Strategy<Value = Vec<Object>> {
     let namespaces = prop::collection::vec(namespace(), 0..6);
-    (namespaces, prop::collection::vec(pod(), 2..9), prop::collection::vec(policy(), 1..6)).prop_map(
-        |(namespaces, pods, policies)| {
-            let objects = namespaces.into_iter().chain(pods).chain(policies);
+    let services = prop::collection::vec(service(), 0..3);
+    (namespaces, prop::collection::vec(pod(), 2..9), prop::collection::vec(policy(), 1..6), services)
+        .prop_map(|(namespaces, pods, policies, services)| {
+            let objects = namespaces.into_iter().chain(pods).chain(policies).chain(services);
             objects
                 .map(|object| (object.object_ref(), object))
                 .collect::<BTreeMap<_, _>>()
                 .into_values()
                 .collect()
-        },
-    )
+        })
 }
 
 /// One step of a history, to be resolved against the objects that are there then.
@@ -350,7 +368,7 @@ pub enum Edit {
 }
 
 pub fn object() -> impl Strategy<Value = Object> {
-    prop_oneof![1 => namespace(), 4 => pod(), 3 => policy()]
+    prop_oneof![1 => namespace(), 4 => pod(), 3 => policy(), 1 => service()]
 }
 
 pub fn history() -> impl Strategy<Value = Vec<Edit>> {
@@ -462,6 +480,10 @@ pub fn connections(cluster: &[Object]) -> Vec<Connection> {
 fn ports(cluster: &[Object]) -> BTreeSet<u16> {
     let mut ports = BTreeSet::from([7]);
     ports.extend(oracle::pods(cluster).flat_map(|pod| pod.ports.iter().map(|port| port.port)));
+    for service in oracle::services(cluster) {
+        ports.extend(service.health_check_node_port);
+        ports.extend(service.ports.iter().flat_map(|port| [port.node_port, Some(port.port)]).flatten());
+    }
     for policy in oracle::policies(cluster) {
         for rule in policy.ingress.iter().chain(&policy.egress) {
             let RuleSpec::Rule(rule) = rule else { continue };
