@@ -1,5 +1,7 @@
 //! The controller on the fake kernel: start, restart, faults, strangers, and when the generation changes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken test ends in a panic")]
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,16 +37,23 @@ const NOBODY_TO_WEB: &str = r"
 ";
 
 /// What was asked of connection tracking.
+#[derive(Default)]
+struct Asked {
+    /// Masks, and the marks that stay.
+    sweeps: Vec<(u32, u32)>,
+    refuses: bool,
+}
+
 #[derive(Clone, Default)]
-struct Sweeps(Arc<Mutex<(Vec<(u32, u32)>, bool)>>);
+struct Sweeps(Arc<Mutex<Asked>>);
 
 impl Marks for Sweeps {
     fn clear(&mut self, mask: u32, keep: u32) -> std::io::Result<()> {
         let mut state = self.0.lock().unwrap();
-        if state.1 {
+        if state.refuses {
             return Err(std::io::Error::other("conntrack is away"));
         }
-        state.0.push((mask, keep));
+        state.sweeps.push((mask, keep));
         Ok(())
     }
 }
@@ -74,6 +83,7 @@ impl Rig {
             sysctls: None,
             watch: None,
             metrics: None,
+            informer: None,
         };
         Self {
             firewall: Firewall::new("n1", config, flags, surroundings),
@@ -211,7 +221,7 @@ fn marks_are_cleared_before_the_first_table_and_before_a_generation_is_used_agai
     let config = PlanConfig { mark_mask: 0x0003_0000, ..PlanConfig::default() };
     let mut rig = Rig::with(Fake::new(), OWNED, config);
     rig.sync(Cause::Start, changes(WORLD)).unwrap();
-    assert_eq!(rig.sweeps.0.lock().unwrap().0, [(0x0003_0000, 0)]);
+    assert_eq!(rig.sweeps.0.lock().unwrap().sweeps, [(0x0003_0000, 0)]);
     for round in 0..4 {
         for yaml in [EVERYBODY_TO_WEB, NOBODY_TO_WEB] {
             rig.now += Duration::from_secs(1);
@@ -220,20 +230,20 @@ fn marks_are_cleared_before_the_first_table_and_before_a_generation_is_used_agai
         assert!(rig.in_step(), "round {round}");
     }
     // Three generations, two of them free after each sweep: the first two of four changes need none.
-    let sweeps = rig.sweeps.0.lock().unwrap().0.clone();
+    let sweeps = rig.sweeps.0.lock().unwrap().sweeps.clone();
     assert_eq!(sweeps, [(0x0003_0000, 0), (0x0003_0000, 0x0003_0000)]);
 }
 
 #[test]
 fn rules_are_committed_although_marks_cannot_be_cleared() {
     let mut rig = Rig::on(Fake::new());
-    rig.sweeps.0.lock().unwrap().1 = true;
+    rig.sweeps.0.lock().unwrap().refuses = true;
     let report = rig.sync(Cause::Start, changes(WORLD)).unwrap();
     assert!(rig.in_step());
     assert!(report.degraded.iter().any(|d| d.reason == "marks_not_cleared"), "{report:?}");
     rig.sync(Cause::Change, changes(NOBODY_TO_WEB)).unwrap();
     assert!(rig.in_step());
-    rig.sweeps.0.lock().unwrap().1 = false;
+    rig.sweeps.0.lock().unwrap().refuses = false;
     rig.now += Duration::from_secs(1);
     let generation = rig.generation();
     let report = rig.sync(Cause::Timer, Vec::new()).unwrap();

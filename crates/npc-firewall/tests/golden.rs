@@ -12,6 +12,7 @@ use kernel_nft::TableFlags;
 use npc_firewall::model::world::{Touched, World};
 use npc_firewall::plan::{PlanConfig, Planner};
 
+#[expect(clippy::unwrap_used, reason = "a helper of a test")]
 fn table_of(yaml: &str) -> String {
     let mut interner = common_informer::intern::Interner::new();
     let documents = document::parse(yaml, &mut interner);

@@ -1,5 +1,7 @@
 //! Rules of the house that a compiler does not check.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken test ends in a panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

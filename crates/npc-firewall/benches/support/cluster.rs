@@ -11,16 +11,16 @@ use serde_json::{Value, json};
 const NAMESPACE: usize = 100;
 
 /// Objects by number.
-pub struct Cluster {
+pub(crate) struct Cluster {
     pods: usize,
     policies: usize,
     /// Every nth pod is on node `n1`.
-    pub spread: usize,
+    pub(crate) spread: usize,
 }
 
 impl Cluster {
     /// All pods on node `n1`.
-    pub fn new(pods: usize, policies: usize) -> Self {
+    pub(crate) fn new(pods: usize, policies: usize) -> Self {
         Self { pods, policies, spread: 1 }
     }
 
@@ -29,22 +29,32 @@ impl Cluster {
     }
 
     /// Everything, as the informer gives it.
-    pub fn objects(&self) -> Vec<Object> {
+    pub(crate) fn objects(&self) -> Vec<Object> {
         let mut interner = Interner::new();
         [Kind::Namespace, Kind::Pod, Kind::NetworkPolicy]
             .into_iter()
-            .flat_map(|kind| self.json(kind).map(move |value| (kind, value)).collect::<Vec<_>>())
-            .map(|(kind, value)| decoded(kind, &value, &mut interner))
+            .flat_map(|kind| (0..self.count(kind)).map(move |number| (kind, number)))
+            .map(|(kind, number)| decoded(kind, &self.json(kind, number), &mut interner))
             .collect()
     }
 
-    /// The objects of a kind, as the API server gives them.
-    pub fn json(&self, kind: Kind) -> Box<dyn Iterator<Item = Value> + '_> {
+    /// How many objects of a kind there are.
+    pub(crate) fn count(&self, kind: Kind) -> usize {
         match kind {
-            Kind::Namespace => Box::new((0..self.namespaces()).map(|n| self.namespace_json(n, false))),
-            Kind::Pod => Box::new((0..self.pods).map(|n| self.pod_json(n))),
-            Kind::NetworkPolicy => Box::new((0..self.policies).map(|n| self.policy_json(n, 8000))),
-            Kind::Service => Box::new(std::iter::empty()),
+            Kind::Namespace => self.namespaces(),
+            Kind::Pod => self.pods,
+            Kind::NetworkPolicy => self.policies,
+            Kind::Service => 0,
+        }
+    }
+
+    /// One object, as the API server gives it.
+    pub(crate) fn json(&self, kind: Kind, number: usize) -> Value {
+        match kind {
+            Kind::Namespace => self.namespace_json(number, false),
+            Kind::Pod => self.pod_json(number),
+            Kind::NetworkPolicy => self.policy_json(number, 8000),
+            Kind::Service => Value::Null,
         }
     }
 
@@ -53,10 +63,10 @@ impl Cluster {
         pod(number / NAMESPACE, number, node)
     }
 
-    fn namespace_json(&self, number: usize, marked: bool) -> Value {
+    fn namespace_json(&self, number: usize, blue: bool) -> Value {
         let name = format!("ns-{number}");
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "resourceVersion": "1",
-            "labels": {"kubernetes.io/metadata.name": name, "marked": marked.to_string()}}})
+            "labels": {"kubernetes.io/metadata.name": name, "team": if blue { "blue" } else { "red" }}}})
     }
 
     fn policy_json(&self, number: usize, port: i64) -> Value {
@@ -71,22 +81,23 @@ impl Cluster {
                     {"from": [{"podSelector": {}}], "ports": [{"port": 80, "protocol": "TCP"}, {"port": port, "protocol": "TCP"}]},
                     {"from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": format!("ns-{}", (namespace + 1) % self.namespaces())}}}],
                      "ports": [{"port": 443, "protocol": "TCP"}]},
-                    {"from": [{"ipBlock": {"cidr": "192.168.0.0/16"}}], "ports": [{"port": 9100 + number % 7, "protocol": "TCP"}]}]}})
+                    {"from": [{"ipBlock": {"cidr": "192.168.0.0/16"}}, {"namespaceSelector": {"matchLabels": {"team": "blue"}}}],
+                     "ports": [{"port": 9100 + number % 7, "protocol": "TCP"}]}]}})
     }
 
     /// A pod that is not in `objects`, in the first namespace.
-    pub fn extra_pod(&self, number: usize, node: &str) -> Object {
+    pub(crate) fn extra_pod(&self, number: usize, node: &str) -> Object {
         decoded(Kind::Pod, &pod(0, self.pods + number, node), &mut Interner::new())
     }
 
     /// A policy with one port changed.
-    pub fn policy(&self, number: usize, port: i64) -> Object {
+    pub(crate) fn policy(&self, number: usize, port: i64) -> Object {
         decoded(Kind::NetworkPolicy, &self.policy_json(number, port), &mut Interner::new())
     }
 
-    /// A namespace with a label that no selector names.
-    pub fn namespace(&self, number: usize, marked: bool) -> Object {
-        decoded(Kind::Namespace, &self.namespace_json(number, marked), &mut Interner::new())
+    /// A namespace that is or is not one of those that all policies let in.
+    pub(crate) fn namespace(&self, number: usize, blue: bool) -> Object {
+        decoded(Kind::Namespace, &self.namespace_json(number, blue), &mut Interner::new())
     }
 }
 
@@ -95,7 +106,7 @@ fn decoded(kind: Kind, value: &Value, interner: &mut Interner) -> Object {
 }
 
 /// A pod as big as they come from an API server, with what nobody reads.
-pub fn pod(namespace: usize, number: usize, node: &str) -> Value {
+pub(crate) fn pod(namespace: usize, number: usize, node: &str) -> Value {
     let address = IpAddr::V4(Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number as u32));
     let name = format!("app-{}-7d4b9c6f5d-{number:05}", number % 50);
     let managed: Vec<_> = (0..20).map(|n| json!({format!("f:field-{n}"): {"f:value": {}}})).collect();

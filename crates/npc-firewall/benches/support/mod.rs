@@ -1,4 +1,4 @@
 //! Clusters of any size, and a stand-in for the API server.
 
-pub mod cluster;
-pub mod server;
+pub(crate) mod cluster;
+pub(crate) mod server;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common_informer::object::Kind;
-use futures::{StreamExt, stream};
+use futures::stream;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -22,7 +22,7 @@ const CHANGES: usize = 2_000;
 
 /// Resident memory in bytes of the binary at rest with so many pods in its cache: after it has become ready,
 /// and after some more changes.
-pub fn memory_of_binary(binary: &str, pods: usize) -> (u64, u64) {
+pub(crate) fn memory_of_binary(binary: &str, pods: usize) -> (u64, u64) {
     let mut cluster = Cluster::new(pods, 100);
     cluster.spread = (pods / 110).max(1);
     let served = Arc::new(Served { cluster, watching: AtomicUsize::new(0), told: AtomicUsize::new(0) });
@@ -74,7 +74,9 @@ async fn serve(listener: tokio::net::TcpListener, served: Arc<Served>) {
         let served = served.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| answer(request, served.clone()));
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -106,10 +108,11 @@ async fn answer(
 }
 
 fn list(kind: Kind, cluster: &Cluster, from: usize, limit: usize) -> Value {
-    let items: Vec<_> = cluster.json(kind).skip(from).take(limit).collect();
-    let rest = cluster.json(kind).skip(from + items.len()).next().is_some();
+    let until = from.saturating_add(limit).min(cluster.count(kind));
+    let items: Vec<_> = (from..until).map(|number| cluster.json(kind, number)).collect();
+    let rest = until < cluster.count(kind);
     let metadata = if rest {
-        json!({"resourceVersion": "1", "continue": (from + items.len()).to_string()})
+        json!({"resourceVersion": "1", "continue": until.to_string()})
     } else {
         json!({"resourceVersion": "1"})
     };
@@ -120,7 +123,7 @@ fn list(kind: Kind, cluster: &Cluster, from: usize, limit: usize) -> Value {
 fn watch(kind: Kind, served: Arc<Served>) -> BoxBody<Bytes, Infallible> {
     served.watching.fetch_add(1, Ordering::Relaxed);
     if kind != Kind::Pod {
-        return StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>()).boxed();
+        return BodyExt::boxed(StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>()));
     }
     // Pods of one namespace come and go; what was measured before them is over by then.
     let changes = stream::unfold(0, move |number| {
@@ -140,5 +143,5 @@ fn watch(kind: Kind, served: Arc<Served>) -> BoxBody<Bytes, Infallible> {
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), number + 1))
         }
     });
-    StreamBody::new(changes.boxed()).boxed()
+    BodyExt::boxed(StreamBody::new(changes))
 }

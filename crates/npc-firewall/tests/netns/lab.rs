@@ -1,0 +1,400 @@
+//! A cluster of namespaces, the objects that describe it, and the built program on its nodes.
+//!
+//! Objects are written as one file that replaces the one before, so a change reaches the program whole. Each
+//! change moves the port of a Service that nothing else uses: when it is in the kernel's set of Services, so
+//! is everything that came with it.
+
+use std::fs;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use test_netns::{Attachment, Cluster, ClusterSpec, Family, Namespace, Outcome, Probe, Protocol};
+
+use crate::objects::Objects;
+
+/// Bound of every wait: far above what anything takes, since the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an exchange on an established connection may take.
+pub(crate) const EXCHANGE: Duration = Duration::from_millis(700);
+/// How long a try may take; nothing that is refused takes that long.
+const PROBE: Duration = Duration::from_millis(1500);
+pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
+pub(crate) const ALL_PORTS: [(Protocol, u16); 7] = [
+    (Protocol::Tcp, 80),
+    (Protocol::Tcp, 81),
+    (Protocol::Udp, 80),
+    (Protocol::Udp, 81),
+    (Protocol::Sctp, 80),
+    (Protocol::Sctp, 81),
+    (Protocol::Icmp, 0),
+];
+/// Served as well, for cases that name them.
+pub(crate) const MORE_PORTS: [(Protocol, u16); 2] = [(Protocol::Tcp, 6379), (Protocol::Tcp, 5978)];
+pub(crate) const FAR: &str = "14.215.0.10";
+pub(crate) const FAR_EXCEPT: &str = "14.215.9.10";
+pub(crate) const FAR6: &str = "2001:db8:14::10";
+const MARKER: &str = "192.0.2.1";
+const ADMIN_PORT: u16 = 20244;
+
+pub(crate) struct Lab {
+    pub(crate) cluster: Cluster,
+    pub(crate) objects: Objects,
+    folder: TempDir,
+    marker: u16,
+}
+
+impl Lab {
+    /// Nodes `n1`, `n2`, … with pods `x/a`, `y/a`, `z/a`, `x/b`, … dealt to them in turn, and an outside
+    /// host with addresses of its own. No policies yet.
+    pub(crate) fn new(attachment: Attachment, nodes: u8, pods: u8) -> Self {
+        let outside = [FAR, FAR_EXCEPT, FAR6].map(ip);
+        let spec = ClusterSpec::uniform(attachment, &BOTH, nodes, pods);
+        let spec = outside.into_iter().fold(spec, ClusterSpec::outside);
+        let served = ALL_PORTS.iter().chain(&MORE_PORTS).filter(|(protocol, _)| *protocol != Protocol::Icmp);
+        let spec = served.fold(spec, |spec, (protocol, port)| spec.serve(*protocol, *port));
+        let cluster = spec.build().expect("a cluster of namespaces (root is needed)");
+        let objects = Objects::of(&cluster);
+        let folder = TempDir::with_prefix("npc-firewall-test-").expect("a folder");
+        let mut lab = Self { cluster, objects, folder, marker: 0 };
+        lab.write();
+        lab
+    }
+
+    /// Writes the objects for the program to find.
+    pub(crate) fn write(&mut self) -> u16 {
+        self.marker += 1;
+        let text = format!(
+            "{}---\n{{apiVersion: v1, kind: Service, metadata: {{name: marker, namespace: kube-system}}, \
+             spec: {{clusterIP: {MARKER}, ports: [{{port: {}}}]}}}}\n",
+            self.objects.yaml(),
+            self.marker
+        );
+        let folder = self.manifests();
+        fs::create_dir_all(&folder).expect("a folder");
+        let new = self.folder.path().join("objects.new");
+        fs::write(&new, text).expect("written");
+        fs::rename(new, folder.join("objects.yaml")).expect("renamed");
+        self.marker
+    }
+
+    /// Writes the objects and waits until they are in force on the nodes of `firewalls`.
+    pub(crate) fn apply(&mut self, firewalls: &[&Firewall]) {
+        self.write();
+        self.wait(firewalls);
+    }
+
+    /// Waits until what was last written is in force.
+    pub(crate) fn wait(&self, firewalls: &[&Firewall]) {
+        let wanted = format!("{MARKER} . tcp . {} ", self.marker);
+        for firewall in firewalls {
+            firewall.until("the objects are in force", || {
+                let set = firewall.nft(&["list", "set", "inet", "npc_firewall", "service4"]);
+                set.is_ok_and(|set| set.replace('}', " ").contains(&wanted))
+            });
+        }
+    }
+
+    /// The folder of manifests.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.folder.path().join("manifests")
+    }
+
+    /// Starts the program on a node and waits until it is ready.
+    pub(crate) fn start(&self, node: &str, flags: &[&str]) -> Firewall {
+        let firewall = self.spawn(node, flags);
+        firewall.wait_ready();
+        firewall
+    }
+
+    /// Starts the program on each node and waits until the objects are in force.
+    pub(crate) fn start_all(&self, flags: &[&str]) -> Vec<Firewall> {
+        let firewalls: Vec<_> = self.cluster.nodes().map(|node| self.spawn(node, flags)).collect();
+        firewalls.iter().for_each(Firewall::wait_ready);
+        firewalls
+    }
+
+    /// Starts the program on a node.
+    pub(crate) fn spawn(&self, node: &str, flags: &[&str]) -> Firewall {
+        self.spawn_by(node, &[], flags)
+    }
+
+    /// Starts the program on a node by way of another that replaces itself with it.
+    pub(crate) fn spawn_by(&self, node: &str, way: &[&str], flags: &[&str]) -> Firewall {
+        let namespace = self.cluster.namespace(node).expect("a node").clone();
+        let log = self.folder.path().join(format!("{node}-{}.log", unique()));
+        let words: Vec<String> = way.iter().map(|word| (*word).to_owned()).chain(self.words(node)).collect();
+        let mut command = namespace.daemon(&words[0]);
+        command.args(&words[1..]).args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(File::create(&log).expect("a log"));
+        let child = command.spawn().expect("nsenter and setpriv");
+        Firewall { child, namespace, log }
+    }
+
+    /// Runs the program on a node to its end: whether it succeeded, its output, its log.
+    pub(crate) fn run(&self, node: &str, flags: &[&str]) -> (bool, String, String) {
+        let words = self.words(node);
+        let mut command = self.cluster.namespace(node).expect("a node").command(&words[0]);
+        let done = command.args(&words[1..]).args(flags).stdin(Stdio::null()).output().expect("nsenter");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.success(), text(&done.stdout), text(&done.stderr))
+    }
+
+    fn words(&self, node: &str) -> Vec<String> {
+        let folder = self.manifests().display().to_string();
+        [env!("CARGO_BIN_EXE_npc-firewall"), "--manifests", &folder, "--node-name", node, "-v"]
+            .map(str::to_owned)
+            .into()
+    }
+
+    /// First IPv4 address of a pod, node, or address of the outside host.
+    pub(crate) fn v4(&self, name: &str) -> IpAddr {
+        self.cluster.address(name, Family::V4).expect("an IPv4 address")
+    }
+
+    /// First IPv6 address.
+    pub(crate) fn v6(&self, name: &str) -> IpAddr {
+        self.cluster.address(name, Family::V6).expect("an IPv6 address")
+    }
+
+    /// Tries everything: from and to each pod and address outside, on `ports`, by both IP versions. Fails
+    /// with what is not as `allowed` says.
+    pub(crate) fn check(&self, case: &str, ports: &[(Protocol, u16)], allowed: impl Fn(&Try) -> bool) {
+        let ends: Vec<&str> =
+            self.cluster.pods().iter().map(String::as_str).chain([FAR, FAR_EXCEPT, FAR6]).collect();
+        let mut tries = Vec::new();
+        for family in BOTH {
+            let has = |end: &&&str| self.cluster.address(end, family).is_ok();
+            for from in ends.iter().filter(has) {
+                for to in ends.iter().filter(has).filter(|to| from.contains('/') || to.contains('/')) {
+                    tries.extend(ports.iter().map(|&(protocol, port)| Try {
+                        from,
+                        to,
+                        protocol,
+                        port,
+                        family,
+                    }));
+                }
+            }
+        }
+        let probe = |t: &Try| Probe {
+            from: t.from.into(),
+            to: self.cluster.address(t.to, t.family).expect("an address"),
+            protocol: t.protocol,
+            port: t.port,
+        };
+        let probes: Vec<_> = tries.iter().map(probe).collect();
+        let outcomes = self.cluster.probe_all(&probes, PROBE).expect("probed");
+        let wrong: Vec<_> = tries
+            .iter()
+            .zip(&outcomes)
+            // A packet to the own address never leaves the pod.
+            .filter(|(t, outcome)| outcome.is_connected() != (t.from == t.to || allowed(t)))
+            .map(|(t, outcome)| {
+                format!("  {} -> {} {} {} {:?}: {outcome}", t.from, t.to, t.protocol, t.port, t.family)
+            })
+            .collect();
+        let shown = wrong.iter().take(20).fold(String::new(), |text, line| text + line + "\n");
+        let (some, all) = (wrong.len(), tries.len());
+        assert!(wrong.is_empty(), "{case}: {some} of {all} tries are wrong:\n{shown}");
+    }
+
+    /// What one try finds.
+    pub(crate) fn probe(&self, from: &str, to: IpAddr, protocol: Protocol, port: u16) -> Outcome {
+        self.cluster.probe(from, to, protocol, port).expect("probed")
+    }
+
+    /// Whether a TCP connection by IPv4 comes about.
+    pub(crate) fn connects(&self, from: &str, to: &str, port: u16) -> bool {
+        self.probe(from, self.v4(to), Protocol::Tcp, port).is_connected()
+    }
+}
+
+/// One try of [`Lab::check`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Try<'a> {
+    pub(crate) from: &'a str,
+    pub(crate) to: &'a str,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) family: Family,
+}
+
+impl Try<'_> {
+    /// From a pod of this namespace.
+    pub(crate) fn of_ns(self, namespace: &str) -> bool {
+        self.from.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'))
+    }
+
+    /// To a pod of this namespace.
+    pub(crate) fn to_ns(self, namespace: &str) -> bool {
+        self.to.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'))
+    }
+
+    /// From a pod, not from outside.
+    pub(crate) fn of_pod(self) -> bool {
+        self.from.contains('/')
+    }
+
+    pub(crate) fn tcp(&self, port: u16) -> bool {
+        (self.protocol, self.port) == (Protocol::Tcp, port)
+    }
+
+    pub(crate) fn is(&self, protocol: Protocol) -> bool {
+        self.protocol == protocol
+    }
+
+    pub(crate) fn v4(&self) -> bool {
+        self.family == Family::V4
+    }
+}
+
+fn unique() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Waits until something holds; fails with `what` when it never does.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(15));
+    }
+}
+
+/// The program on a node. Dropping it kills it; its table stays.
+pub(crate) struct Firewall {
+    child: Child,
+    namespace: Namespace,
+    log: PathBuf,
+}
+
+impl Firewall {
+    /// The node's namespace.
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// As [`until`], with the log in the message.
+    pub(crate) fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(15));
+        }
+    }
+
+    pub(crate) fn wait_ready(&self) {
+        self.until("ready", || self.get("/readyz").is_some_and(|(status, _)| status == 200));
+    }
+
+    /// Status and body of a page of the admin port; `None` while nobody listens.
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        let ask = || -> std::io::Result<String> {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+            let mut stream = TcpStream::connect(address)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = self.namespace.run(ask).expect("the node's namespace").ok()?;
+        let status = answer.split_whitespace().nth(1)?.parse().ok()?;
+        let body = answer.split_once("\r\n\r\n")?.1.to_owned();
+        Some((status, body))
+    }
+
+    /// The sum of a metric over its labels that contain `label`.
+    pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
+        let (_, page) = self.get("/metrics").expect("metrics");
+        let values = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let own = series.split('{').next() == Some(name) && series.contains(label);
+            own.then(|| value.parse::<f64>().ok())?
+        });
+        values.sum::<f64>() as u64
+    }
+
+    /// Objects changed in the kernel so far, as the program counts them.
+    pub(crate) fn kernel_ops(&self) -> u64 {
+        self.metric("npc_firewall_kernel_ops_total", "")
+    }
+
+    pub(crate) fn state(&self) -> Value {
+        let (status, body) = self.get("/state").expect("state");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    /// Runs `nft` with numbers in its output.
+    pub(crate) fn nft(&self, words: &[&str]) -> anyhow::Result<String> {
+        nft(&self.namespace, words)
+    }
+
+    /// The table as text; empty when there is none.
+    pub(crate) fn table(&self) -> String {
+        table(&self.namespace)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("ended");
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
+        kill(pid, Signal::SIGTERM).expect("signalled");
+        self.child.wait().expect("ended")
+    }
+}
+
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        // It may have ended before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of {}\n{}", self.log.display(), self.log());
+        }
+    }
+}
+
+/// Runs `nft` in a node's namespace.
+pub(crate) fn nft(namespace: &Namespace, words: &[&str]) -> anyhow::Result<String> {
+    let words: Vec<_> = ["-n"].iter().chain(words).copied().collect();
+    namespace.output("nft", &words, "")
+}
+
+/// The table as text, without the counters' values; empty when there is none.
+pub(crate) fn table(namespace: &Namespace) -> String {
+    let text = nft(namespace, &["-s", "list", "table", "inet", "npc_firewall"]).unwrap_or_default();
+    text.lines().filter(|line| !line.starts_with("\tcomment") || !line.contains("owner")).fold(
+        String::new(),
+        |mut all, line| {
+            all.push_str(line);
+            all.push('\n');
+            all
+        },
+    )
+}
