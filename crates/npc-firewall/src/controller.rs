@@ -44,6 +44,8 @@ pub struct Surroundings<N> {
     pub watch: Option<(WatchTable, Waker)>,
     /// Metrics to keep, with the gauges that every daemon has.
     pub metrics: Option<(Metrics, node_runtime::metrics::CommonMetrics)>,
+    /// Where objects come from, for `/state`.
+    pub informer: Option<common_informer::Status>,
 }
 
 /// The firewall of one node.
@@ -74,13 +76,14 @@ struct Rest {
     sysctls: Option<Sysctls>,
     watch: Option<(WatchTable, Waker)>,
     metrics: Option<(Metrics, node_runtime::metrics::CommonMetrics)>,
+    informer: Option<common_informer::Status>,
 }
 
 impl<N: Nftables> Firewall<N> {
     /// A firewall that has touched nothing yet. `flags` are those of a table that it makes; one that exists
     /// keeps its own, since the kernel does not let them change.
     pub fn new(node: &str, config: PlanConfig, flags: TableFlags, surroundings: Surroundings<N>) -> Self {
-        let Surroundings { nft, marks, sysctls, watch, metrics } = surroundings;
+        let Surroundings { nft, marks, sysctls, watch, metrics, informer } = surroundings;
         Self {
             world: World::new(node.into()),
             touched: Touched::default(),
@@ -89,7 +92,7 @@ impl<N: Nftables> Firewall<N> {
             config,
             flags,
             kernel: Kernel::new(nft),
-            surroundings: Rest { marks, sysctls, watch, metrics },
+            surroundings: Rest { marks, sysctls, watch, metrics, informer },
             synced: false,
             in_step: false,
             adopted: false,
@@ -413,6 +416,7 @@ impl<N: Nftables> Controller for Firewall<N> {
     fn state(&self) -> impl Serialize {
         State {
             in_force: self.in_step,
+            source: self.surroundings.informer.as_ref().map(common_informer::Status::snapshot),
             generation: self.planner.generation(),
             repairs: self.repairs,
             objects: [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Service]
@@ -450,6 +454,8 @@ fn names(keys: &[ObjectKey]) -> Vec<String> {
 struct State {
     /// The kernel holds the wanted table, as far as is known.
     in_force: bool,
+    /// What was read, and what could not be.
+    source: Option<common_informer::Snapshot>,
     generation: u32,
     repairs: u64,
     objects: BTreeMap<String, usize>,

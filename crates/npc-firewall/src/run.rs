@@ -8,7 +8,7 @@ use common_informer::object::{Batch, Kind};
 use common_informer::{Informer, Source};
 use futures::Stream;
 use kernel_nft::{Family, Monitor, Name, Nftables, Op, Socket, TableFlags, Transaction, conntrack};
-use node_runtime::{Cause, CommonArgs, Controller, Daemon, Waker};
+use node_runtime::{Cause, CommonArgs, Controller, Daemon, DaemonError, LoopError, Waker};
 
 use crate::apply::Marks;
 use crate::apply::sysctl::Sysctls;
@@ -55,7 +55,9 @@ pub fn run() -> anyhow::Result<()> {
 
 async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Result<()> {
     let node = common.resolve_node_name()?;
-    let source = batches(source(common)).await?;
+    let informer = Informer::start(&source(common), &KINDS).await?;
+    let status = informer.status();
+    let shown = status.clone();
     let metrics = Metrics::new(&daemon.registry)?;
     let common_metrics = daemon.registry.common().clone();
     let waker = daemon.waker.clone();
@@ -72,11 +74,19 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
             sysctls: Some(Sysctls::new(config.sysctl_root)),
             watch: (!once).then_some((watch, waker)),
             metrics: Some((metrics, common_metrics)),
+            informer: Some(shown),
         };
         let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
         Ok(Firewall::new(&node, config.plan, flags, surroundings))
     };
-    Ok(daemon.run(common, once, make, source).await?)
+    match daemon.run(common, once, make, batches(informer)).await {
+        Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
+            // Says which kinds are missing and why.
+            let why = status.wait_synced(Duration::ZERO).await.err();
+            Err(why.map_or_else(|| anyhow::Error::new(error), anyhow::Error::new))
+        }
+        result => Ok(result?),
+    }
 }
 
 /// A firewall that knows all objects and has not touched the kernel.
@@ -85,8 +95,14 @@ async fn look(common: &CommonArgs, config: Config) -> anyhow::Result<Firewall<So
     let node = common.resolve_node_name()?;
     let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
     let owned = config.own_table && nft.supports_persist()?;
-    let surroundings =
-        Surroundings { nft, marks: Box::new(ConnectionMarks), sysctls: None, watch: None, metrics: None };
+    let surroundings = Surroundings {
+        nft,
+        marks: Box::new(ConnectionMarks),
+        sysctls: None,
+        watch: None,
+        metrics: None,
+        informer: None,
+    };
     let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
     let mut firewall = Firewall::new(&node, config.plan, flags, surroundings);
     let mut informer = Informer::start(&source(common), &KINDS).await?;
@@ -118,11 +134,10 @@ fn source(common: &CommonArgs) -> Source {
     }
 }
 
-async fn batches(source: Source) -> anyhow::Result<Pin<Box<dyn Stream<Item = Batch> + Send>>> {
-    let informer = Informer::start(&source, &KINDS).await?;
-    Ok(Box::pin(futures::stream::unfold(informer, async |mut informer| {
+fn batches(informer: Informer) -> Pin<Box<dyn Stream<Item = Batch> + Send>> {
+    Box::pin(futures::stream::unfold(informer, async |mut informer| {
         informer.next().await.map(|batch| (batch, informer))
-    })))
+    }))
 }
 
 /// Tells the loop of changes of the table by others, for as long as the process lives.

@@ -93,7 +93,7 @@ impl World {
                 match applied {
                     Object::Pod(pod) => self.set_pod(&object.key, Some(pod), touched),
                     Object::Namespace(namespace) => {
-                        self.set_namespace(&object.key.name, Some(namespace), touched)
+                        self.set_namespace(&object.key.name, Some(namespace), touched);
                     }
                     Object::NetworkPolicy(policy) => {
                         self.set_policy(&object.key, Some(Policy::validate(&policy)), touched);
