@@ -56,8 +56,14 @@ fn targets(verbosity: u8) -> Targets {
         6..=9 => (LevelFilter::TRACE, LevelFilter::DEBUG),
         _ => (LevelFilter::TRACE, LevelFilter::TRACE),
     };
-    const LIBRARIES: [&str; 6] = ["h2", "hyper", "hyper_util", "kube_client", "rustls", "tower"];
-    Targets::new().with_default(ours).with_targets(LIBRARIES.map(|name| (name, theirs)))
+    const LIBRARIES: [&str; 5] = ["h2", "hyper", "hyper_util", "rustls", "tower"];
+    // kube logs each failed request and whole bodies; common-informer logs one line for each change of error.
+    const REPEATED: [&str; 2] = ["kube_client", "kube_runtime"];
+    let repeated = if verbosity < 4 { LevelFilter::OFF } else { theirs };
+    Targets::new()
+        .with_default(ours)
+        .with_targets(LIBRARIES.map(|name| (name, theirs)))
+        .with_targets(REPEATED.map(|name| (name, repeated)))
 }
 
 #[cfg(test)]
