@@ -36,19 +36,21 @@ build: need-cargo ## Release binaries in target/release
 demo: need-cargo ## Watch policies being enforced between pods made of namespaces (KEEP=1 leaves it up)
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
 	cargo build --release -p npc-firewall -p e2e
-	KEEP=$(KEEP) target/release/demo
+	KEEP=$(KEEP) "$${CARGO_TARGET_DIR:-target}/release/demo"
 
 .PHONY: test
 test: test-unit test-netns ## All tests that run on one machine
 
 .PHONY: test-unit
 test-unit: need-cargo ## Golden cases, properties, replay; needs no privileges
-	cargo test --workspace --exclude test-netns
+	cargo test --workspace --exclude test-netns --exclude e2e
 
 .PHONY: test-netns
 test-netns: need-cargo ## Real nftables and real packets, in namespaces; needs root
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
+	cargo build -p npc-firewall
 	cargo test -p test-netns
+	NPC_FIREWALL="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/npc-firewall" cargo test -p e2e
 	cargo test -p kernel-nft -p npc-firewall --features kernel-nft/netns,npc-firewall/netns --test netns
 
 .PHONY: test-conformance
