@@ -63,7 +63,7 @@ const PEERS: [Case; 12] = [
     (
         "namespaceSelector alone means all pods of those namespaces",
         |o| {
-            let from = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}]}";
+            let from = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]}";
             o.policy("x/p", from);
         },
         |t| !t.to_ns("x") || t.of_ns("y"),
@@ -74,7 +74,7 @@ const PEERS: [Case; 12] = [
             o.policy(
                 "x/p",
                 "{podSelector: {matchLabels: {pod: a}}, ingress: [{from: [\
-                 {namespaceSelector: {matchLabels: {ns: y}}, podSelector: {matchLabels: {pod: b}}},\
+                 {namespaceSelector: {matchLabels: {ns: 'y'}}, podSelector: {matchLabels: {pod: b}}},\
                  {podSelector: {matchLabels: {pod: b}}}]}]}",
             );
         },
@@ -146,16 +146,16 @@ const PEERS: [Case; 12] = [
         "policies of one pod add up, and both ends are judged",
         |o| {
             let to = "{podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [\
-                      {namespaceSelector: {matchLabels: {ns: y}}}]}]}";
+                      {namespaceSelector: {matchLabels: {ns: 'y'}}}]}]}";
             o.policy("x/to-y", to);
-            o.policy("x/to-z", &to.replace("ns: y", "ns: z"));
+            o.policy("x/to-z", &to.replace("ns: 'y'", "ns: z"));
             o.policy(
                 "y/from-x",
                 "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: x}}}]}]}",
             );
             o.policy(
                 "z/from-y",
-                "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}]}",
+                "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]}",
             );
         },
         |t| {
@@ -253,7 +253,7 @@ const PORTS: [Case; 11] = [
         |o| {
             o.pod("y/a").containers = WEB.into();
             o.pod("z/a").containers = WEB.into();
-            let peers = "[{namespaceSelector: {matchLabels: {ns: y}}}]";
+            let peers = "[{namespaceSelector: {matchLabels: {ns: 'y'}}}]";
             o.policy(
                 "x/p",
                 &format!("{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: {peers}, ports: [{{port: web}}]}}]}}"),
@@ -286,7 +286,7 @@ const PORTS: [Case; 11] = [
             o.policy(
                 "x/p",
                 "{podSelector: {}, ingress: [\
-                 {from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]},\
+                 {from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}], ports: [{port: 80}]},\
                  {from: [{namespaceSelector: {matchLabels: {ns: z}}}], ports: [{protocol: UDP, port: 81}]}]}",
             );
         },

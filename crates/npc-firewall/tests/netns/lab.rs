@@ -93,11 +93,11 @@ impl Lab {
 
     /// Waits until what was last written is in force.
     pub(crate) fn wait(&self, firewalls: &[&Firewall]) {
-        let wanted = format!("{MARKER} . tcp . {} ", self.marker);
+        let wanted = format!("{MARKER} . 6 . {} ", self.marker);
         for firewall in firewalls {
             firewall.until("the objects are in force", || {
                 let set = firewall.nft(&["list", "set", "inet", "npc_firewall", "service4"]);
-                set.is_ok_and(|set| set.replace('}', " ").contains(&wanted))
+                set.is_ok_and(|set| set.replace(['}', ','], " ").contains(&wanted))
             });
         }
     }

@@ -1,4 +1,4 @@
-//! The objects of a lab, as files of manifests have them.
+//! The objects of a lab, as files of manifests have them. Names are in quotes: `y` is a boolean in YAML 1.1.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -76,7 +76,7 @@ impl Pod {
         let deleted = if self.terminating { "deletionTimestamp: '2024-06-01T00:00:00Z', " } else { "" };
         let ips: Vec<_> = self.ips.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect();
         format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, \
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: '{name}', namespace: '{namespace}', \
              creationTimestamp: '{}', {deleted}{}}}, spec: {{nodeName: {}, hostNetwork: {}, containers: {}, \
              initContainers: {}}}, status: {{phase: {}, podIPs: [{}]}}}}",
             self.created,
@@ -152,7 +152,7 @@ impl Objects {
         let mut text = String::new();
         let mut put = |document: &str| writeln!(text, "---\n{document}").expect("a string");
         for (name, meta) in &self.namespaces {
-            put(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, {}}}}}", meta.yaml()));
+            put(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: '{name}', {}}}}}", meta.yaml()));
         }
         for (key, pod) in &self.pods {
             put(&pod.yaml(key));
@@ -160,8 +160,8 @@ impl Objects {
         for (key, spec) in &self.policies {
             let (namespace, name) = key.split_once('/').expect("namespace/name");
             put(&format!(
-                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, \
-                 namespace: {namespace}}}, spec: {spec}}}"
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: '{name}', \
+                 namespace: '{namespace}'}}, spec: {spec}}}"
             ));
         }
         for document in &self.others {
