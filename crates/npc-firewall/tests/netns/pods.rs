@@ -75,7 +75,8 @@ fn an_address_that_is_used_again_is_judged_by_its_new_pod() {
         let mut lab = Lab::new(attachment, 2, 3);
         let firewalls = lab.start_all(&[]);
         let firewalls: Vec<_> = firewalls.iter().collect();
-        let address = ip("10.244.1.77");
+        // In the range of no node, so that it can move from one to the other.
+        let address = ip("10.245.0.77");
         lab.cluster.add_pod(PodSpec::new("x/old", "n1", [address])).expect("added");
         lab.objects.add("x/old", Pod::new("n1", &[address]));
         lab.objects.policy("x/p", "{podSelector: {matchLabels: {pod: old}}, policyTypes: [Ingress, Egress]}");
