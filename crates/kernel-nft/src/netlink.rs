@@ -36,7 +36,7 @@ pub(crate) struct Answer {
 /// Why a dump gave nothing.
 #[derive(Debug)]
 pub(crate) enum DumpError {
-    /// The ruleset changed meanwhile (`NLM_F_DUMP_INTR`, `EINTR`).
+    /// The ruleset (`NLM_F_DUMP_INTR`, `EINTR`) or the order of a set changed meanwhile.
     Interrupted,
     /// The kernel refused with this (positive) `errno`.
     Refused(i32),

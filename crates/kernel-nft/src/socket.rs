@@ -9,12 +9,12 @@ use crate::describe::describe;
 use crate::netlink::{Answer, DumpError, Netlink};
 use crate::ruleset::{Chain, Counter, DataType, Family, Name, Op, Rule, Ruleset, Set, TableFlags};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
-use crate::wire::decode::{self, Elements};
+use crate::wire::decode::{self, Dumped, Elements};
 use crate::wire::encode::{Batch, Subject};
 use crate::wire::uapi::*;
 use crate::wire::{Message, Writer};
 
-/// How often a table is read again because somebody changed the ruleset meanwhile.
+/// How often a table is read again because it, or the order of a set, changed meanwhile.
 const ATTEMPTS: u32 = 20;
 const OBSERVING: &str = "reading nf_tables";
 const COMMITTING: &str = "changing nf_tables";
@@ -173,8 +173,9 @@ impl Socket {
             let attributes = [(NFTA_SET_ELEM_LIST_TABLE, table), (NFTA_SET_ELEM_LIST_SET, name)];
             self.dump(NFT_MSG_GETSETELEM, family, &attributes, |message| elements.add(message, &set.spec))?;
             match elements.finish() {
-                Some(elements) => set.elements = elements,
-                None => set.spec.key = vec![DataType::Foreign],
+                Dumped::All(elements) => set.elements = elements,
+                Dumped::Foreign => set.spec.key = vec![DataType::Foreign],
+                Dumped::Torn => return Err(DumpError::Interrupted),
             }
         }
         Ok(sets)

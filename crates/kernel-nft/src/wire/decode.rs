@@ -208,14 +208,20 @@ impl Elements {
         Some(())
     }
 
-    /// All elements of the set; `None` if one of them is nothing that this crate writes.
-    pub(crate) fn finish(mut self) -> Option<BTreeMap<Key, Value>> {
-        if self.foreign {
-            return None;
+    /// What the dump as a whole says.
+    pub(crate) fn finish(mut self) -> Dumped {
+        if self.foreign || self.pair_edges().is_none() {
+            return Dumped::Foreign;
         }
+        let told = self.members.len();
+        let elements: BTreeMap<Key, Value> = self.members.into_iter().collect();
+        if elements.len() == told { Dumped::All(elements) } else { Dumped::Torn }
+    }
+
+    fn pair_edges(&mut self) -> Option<()> {
         // Where one range ends and the next begins the end comes first.
         self.edges.sort_by(|(a, a_end), (b, b_end)| a.cmp(b).then(b_end.cmp(a_end)));
-        let mut edges = self.edges.into_iter().peekable();
+        let mut edges = self.edges.drain(..).peekable();
         while let Some((start, end)) = edges.next() {
             if end {
                 // `nft` closes the space before the first range.
@@ -227,8 +233,23 @@ impl Elements {
             };
             self.members.push((start, Value::Until(last)));
         }
-        Some(self.members.into_iter().collect())
+        Some(())
     }
+}
+
+/// All elements of a set, or why they are not known.
+pub(crate) enum Dumped {
+    /// Exactly those that the kernel has.
+    All(BTreeMap<Key, Value>),
+    /// One of them is nothing that this crate writes.
+    Foreign,
+    /// Some came twice, so others may be missing.
+    ///
+    /// After a large commit the kernel grows the hash table of a set in the background
+    /// (`lib/rhashtable.c`), and each message of a dump goes on after as many elements as were sent so far,
+    /// in the order of then (`nf_tables_dump_set`). It sends at least as many as there are: when none came
+    /// twice, none is missing. The generation does not tell, since the set is the same.
+    Torn,
 }
 
 /// `NFT_MSG_NEWOBJ`: a counter of the table.
