@@ -176,14 +176,20 @@ fn dispatch(config: &PlanConfig) -> Chain {
 /// What passes whatever the policies say: replies, errors that belong to a connection, and what IPv6 cannot
 /// work without (RFC 4890 §4.3.1, §4.4.1).
 fn always(config: &PlanConfig) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::new().ct_state(&[CtState::Established]).ct_direction_reply().accept(),
-        Rule::new().ct_state(&[CtState::Related]).accept(),
-    ];
+    let mut rules = replies();
     if config.versions.contains(&IpVersion::V6) {
         rules.push(Rule::new().icmpv6_type_in(&"icmpv6-always".into()).accept());
     }
     rules
+}
+
+/// Replies, and errors that belong to a connection: they pass without a mark, as they say nothing of whether
+/// the connection is allowed.
+fn replies() -> Vec<Rule> {
+    vec![
+        Rule::new().ct_state(&[CtState::Established]).ct_direction_reply().accept(),
+        Rule::new().ct_state(&[CtState::Related]).accept(),
+    ]
 }
 
 fn hook(config: &PlanConfig, hook: Hook, generation: u32) -> Chain {
@@ -199,6 +205,9 @@ fn hook(config: &PlanConfig, hook: Hook, generation: u32) -> Chain {
     }
     match hook {
         Hook::Output => {
+            // What this node answers must not mark the connection: neither the replies to a pod nor, above
+            // all, the ICMP error by which an established connection has just been refused.
+            rules.extend(replies());
             // K8S: traffic of the pod's own node is always allowed (kubelet probes).
             rules.push(Rule::new().address_is_local(Side::Source).goto(&ok_chain()));
             rules.push(Rule::new().goto(&"dispatch".into()));
