@@ -63,7 +63,8 @@ const PEERS: [Case; 12] = [
     (
         "namespaceSelector alone means all pods of those namespaces",
         |o| {
-            let from = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]}";
+            let from =
+                "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]}";
             o.policy("x/p", from);
         },
         |t| !t.to_ns("x") || t.of_ns("y"),

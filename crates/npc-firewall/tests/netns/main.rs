@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 #![allow(dead_code, reason = "the lab is ahead of its tests")]
 
-// mod established;
+mod established;
 mod fields;
 // mod hammered;
 // mod kernel_table;

@@ -152,7 +152,10 @@ impl Objects {
         let mut text = String::new();
         let mut put = |document: &str| writeln!(text, "---\n{document}").expect("a string");
         for (name, meta) in &self.namespaces {
-            put(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: '{name}', {}}}}}", meta.yaml()));
+            put(&format!(
+                "{{apiVersion: v1, kind: Namespace, metadata: {{name: '{name}', {}}}}}",
+                meta.yaml()
+            ));
         }
         for (key, pod) in &self.pods {
             put(&pod.yaml(key));

@@ -5,7 +5,8 @@ use test_netns::{Attachment, PodSpec, Protocol};
 use crate::lab::{ALL_PORTS, Lab, ip};
 use crate::objects::{Objects, Pod};
 
-const FROM_Y: &str = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: 'y'}}}]}]}";
+const FROM_Y: &str =
+    "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: 'y'}}}]}]}";
 
 #[test]
 fn relabelled_pods_and_namespaces_are_judged_by_their_new_labels() {
