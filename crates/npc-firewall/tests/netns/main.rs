@@ -13,7 +13,7 @@ mod fields;
 // mod kube_router;
 mod lab;
 mod nflog;
-// mod node;
+mod node;
 mod objects;
 mod pods;
 // mod privilege;
