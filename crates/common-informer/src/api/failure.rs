@@ -22,7 +22,7 @@ pub(super) fn describe(error: &Error, kind: Kind, url: &str) -> String {
                 401 => "; is the token or certificate still valid?".to_owned(),
                 403 => {
                     let group = Trimmed::group(&kind).into_owned();
-                    format!("; RBAC must allow get, list and watch of {plural} in the API group {group:?}")
+                    format!("; RBAC must allow list and watch of {plural} in the API group {group:?}")
                 }
                 404 => "; is this the URL of a Kubernetes API server?".to_owned(),
                 _ => String::new(),

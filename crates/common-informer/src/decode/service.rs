@@ -16,8 +16,11 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
     let key = metadata(Kind::Service, root, interner)?.key;
     let spec = json::object(root, "spec")?.ok_or_else(|| Fault::new("spec", "is missing"))?;
     let in_spec = |fault: Fault| fault.below("spec");
-    if json::text(spec, "type").map_err(in_spec)? == Some("ExternalName") {
-        // A name in the DNS: it has no address here, whatever else the object says.
+    if json::text(spec, "type").map_err(in_spec)? == Some("ExternalName")
+        || is_headless(spec).map_err(in_spec)?
+    {
+        // A name in the DNS: it has no address here, whatever else the object says. kube-proxy skips it too
+        // (pkg/proxy/util, ShouldSkipService).
         return Ok(Service { key, ips: SmallVec::new(), ports: Vec::new(), health_check_node_port: None });
     }
     let mut ips = SmallVec::new();
@@ -35,7 +38,12 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
     Ok(Service { key, ips, ports, health_check_node_port: notes.or_default(health_check) })
 }
 
-/// `clusterIPs`, or `clusterIP` in objects from before there were two; `None` is a headless service.
+fn is_headless(spec: &Map<String, Value>) -> Result<bool, Fault> {
+    let first = json::list(spec, "clusterIPs")?.first().and_then(Value::as_str);
+    Ok(first == Some("None") || json::text(spec, "clusterIP")? == Some("None"))
+}
+
+/// `clusterIPs`, or `clusterIP` in objects from before there were two.
 fn cluster_ips(spec: &Map<String, Value>, ips: &mut SmallVec<[IpAddr; 2]>, notes: &mut Notes) {
     if json::field(spec, "clusterIPs").is_some() {
         addresses(spec, "clusterIPs", ips, notes);
@@ -81,7 +89,7 @@ fn ingress_ips(root: &Map<String, Value>, ips: &mut SmallVec<[IpAddr; 2]>, notes
 }
 
 fn add(text: &str, path: &str, ips: &mut SmallVec<[IpAddr; 2]>, notes: &mut Notes) {
-    if matches!(text, "" | "None") {
+    if text.is_empty() {
         return;
     }
     match address(text) {

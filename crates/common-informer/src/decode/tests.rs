@@ -321,6 +321,7 @@ fn headless_and_external_name_services_have_no_cluster_address() {
     for spec in [
         json!({"clusterIP": "None"}),
         json!({"clusterIPs": ["None"]}),
+        json!({"clusterIP": "None", "externalIPs": ["192.0.2.1"], "ports": [{"port": 10250}]}),
         json!({"clusterIP": ""}),
         json!({"type": "ExternalName", "externalName": "a.example", "externalIPs": ["192.0.2.1"]}),
     ] {
