@@ -90,6 +90,10 @@ pub struct FirewallArgs {
     /// kube-router's switch of its firewall; this program is nothing else, so false is refused
     #[arg(long, default_value_t = true, hide = true)]
     pub run_firewall: bool,
+
+    /// kube-router's switch to refuse pods until their rules are there; true is refused
+    #[arg(long, hide = true)]
+    pub netpol_default_deny: bool,
 }
 
 /// Values of `--deny-action`.
@@ -145,6 +149,12 @@ pub enum ArgsError {
     /// `--run-firewall=false`
     #[error("--run-firewall=false: this program is only the firewall; do not deploy it on this node")]
     NotWanted,
+    /// `--netpol-default-deny`
+    #[error(
+        "--netpol-default-deny: a pod is not known before its address is in status.podIPs, so its first packets cannot \
+         be refused; leave the flag out, and isolate namespaces with a NetworkPolicy"
+    )]
+    NoDefaultDeny,
 }
 
 impl FirewallArgs {
@@ -165,9 +175,13 @@ impl FirewallArgs {
             table_ownership,
             sysctl_root,
             run_firewall,
+            netpol_default_deny,
         } = self;
         if !run_firewall {
             return Err(ArgsError::NotWanted);
+        }
+        if netpol_default_deny {
+            return Err(ArgsError::NoDefaultDeny);
         }
         let wanted = [(enable_ipv4, IpVersion::V4), (enable_ipv6, IpVersion::V6)];
         let versions: Vec<_> = wanted.into_iter().filter_map(|(on, version)| on.then_some(version)).collect();
@@ -253,8 +267,10 @@ mod tests {
     }
 
     #[test]
-    fn a_firewall_that_is_not_wanted_says_so() {
+    fn a_firewall_that_is_not_wanted_or_cannot_keep_a_promise_says_so() {
         assert!(parse(&["npc-firewall", "--run-firewall=false"]).unwrap_err().contains("only the firewall"));
+        assert!(parse(&["npc-firewall", "--netpol-default-deny"]).unwrap_err().contains("status.podIPs"));
+        assert!(parse(&["npc-firewall", "--netpol-default-deny=false"]).is_ok());
         assert!(parse(&["npc-firewall", "--enable-ipv4=false", "--enable-ipv6=false"]).is_err());
         assert_eq!(parse(&["npc-firewall", "--enable-ipv6=false"]).unwrap().plan.versions, [IpVersion::V4]);
     }

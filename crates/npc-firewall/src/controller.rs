@@ -7,10 +7,10 @@
 //!                                                                 when somebody touched the table)
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use common_informer::object::{Batch, Kind, ObjectKey, ObjectRef};
+use common_informer::object::{Batch, Kind, ObjectKey};
 use kernel_nft::{CommitError, Nftables, Op, Ownership, TableFlags};
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
 use serde::Serialize;
@@ -19,10 +19,10 @@ use crate::apply::sysctl::{State as SysctlState, Sysctls};
 use crate::apply::{Found, Kernel, Marks};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::model::policy::Problem;
 use crate::model::world::{Touched, World};
 use crate::plan::generation::{Generations, INTERVAL, Step};
 use crate::plan::{PlanConfig, Planner, base};
+use crate::problems::{self, Problems};
 
 /// How often the table is read and mended in one sync before it is given up until the next.
 const ATTEMPTS: usize = 5;
@@ -67,7 +67,9 @@ pub struct Firewall<N> {
     repairs: u64,
     /// Why marks of old generations may still be on connections.
     sweep_failure: Option<String>,
-    problems: BTreeMap<ObjectRef, Vec<Problem>>,
+    /// Connections may have marks of a table before this process's first.
+    unswept: bool,
+    problems: Problems,
     sysctls: Vec<(&'static str, SysctlState)>,
 }
 
@@ -98,7 +100,8 @@ impl<N: Nftables> Firewall<N> {
             adopted: false,
             repairs: 0,
             sweep_failure: None,
-            problems: BTreeMap::new(),
+            unswept: false,
+            problems: Problems::default(),
             sysctls: Vec::new(),
         }
     }
@@ -126,7 +129,8 @@ impl<N: Nftables> Firewall<N> {
     /// When the table cannot be read.
     pub fn difference(&mut self) -> Result<Vec<Op>, Error> {
         self.plan();
-        let found = self.kernel.observe()?;
+        self.problems.update(&self.world, &self.planner);
+        let found = self.kernel.read()?;
         self.take_over(&found);
         Ok(found.steps_to(self.planner.ruleset()))
     }
@@ -157,6 +161,11 @@ impl<N: Nftables> Firewall<N> {
     /// Reads the table and makes it what it should be.
     fn audit(&mut self, now: Instant, report: &mut Report) -> Result<(), Error> {
         let was_in_step = std::mem::replace(&mut self.in_step, false);
+        // Policies may have got tighter in a sync that failed.
+        let behind = self.adopted && !was_in_step;
+        if self.unswept {
+            self.unswept = !self.sweep(0);
+        }
         let mut quarantines = 0;
         let mut attempts = 0;
         while attempts < ATTEMPTS {
@@ -173,8 +182,9 @@ impl<N: Nftables> Firewall<N> {
             if was_in_step && attempts == 1 {
                 self.note_repair(&found, ops.len());
             }
-            if found.observed.is_some() && ops.iter().any(|op| !matches!(op, Op::AddTable(_))) {
-                // What was allowed under the rules found is not known to be allowed under ours.
+            // What was allowed under the rules found is not known to be allowed under ours.
+            let unknown = behind || found.observed.is_some();
+            if unknown && ops.iter().any(|op| !matches!(op, Op::AddTable(_))) {
                 self.generations.demand();
                 if !self.change_generation(now).is_empty() {
                     ops = found.steps_to(self.planner.ruleset());
@@ -205,7 +215,7 @@ impl<N: Nftables> Firewall<N> {
         self.take_over(found);
         if found.observed.is_none() && self.config.marks() {
             // Marks of an earlier table must not count under a new one.
-            self.sweep(0);
+            self.unswept = !self.sweep(0);
         }
         if !self.planner.ruleset().table.flags.owner
             && let Some((watch, waker)) = self.surroundings.watch.take()
@@ -286,26 +296,6 @@ impl<N: Nftables> Firewall<N> {
         done
     }
 
-    /// Finds what is wrong with objects and logs what was not wrong before.
-    fn note_problems(&mut self) {
-        let mut problems = self.world.problems();
-        for (object, more) in self.planner.problems(&self.world) {
-            problems.entry(object).or_default().extend(more);
-        }
-        for (object, list) in &problems {
-            let known = self.problems.get(object);
-            for problem in list.iter().filter(|problem| !known.is_some_and(|known| known.contains(problem))) {
-                tracing::warn!(
-                    object = %object,
-                    reason = problem.reason.as_str(),
-                    problem = %problem.message,
-                    "part of an object is not in force"
-                );
-            }
-        }
-        self.problems = problems;
-    }
-
     fn ensure_sysctls(&mut self) {
         let Some(sysctls) = &self.surroundings.sysctls else { return };
         self.sysctls = sysctls.ensure();
@@ -334,16 +324,9 @@ impl<N: Nftables> Firewall<N> {
             });
             break;
         }
-        if !self.problems.is_empty() {
-            let names: Vec<_> = self.problems.keys().take(5).map(ToString::to_string).collect();
-            degraded.push(Degradation {
-                reason: "excluded_objects",
-                message: format!(
-                    "{} objects are not wholly in force, see /state: {}",
-                    self.problems.len(),
-                    names.join(", ")
-                ),
-            });
+        degraded.extend(self.problems.degradation());
+        if let Some(informer) = &self.surroundings.informer {
+            degraded.extend(problems::of_source(&informer.snapshot()));
         }
         degraded
     }
@@ -369,7 +352,7 @@ impl<N: Nftables> Controller for Firewall<N> {
             self.ensure_sysctls();
         }
         let result = self.reconcile(cause, now, &mut report);
-        self.note_problems();
+        self.problems.update(&self.world, &self.planner);
         let report = SyncReport {
             kernel_ops: report.ops.into_iter().collect(),
             wake_at: report.wake_at,
@@ -405,11 +388,8 @@ impl<N: Nftables> Controller for Firewall<N> {
             common.objects.with_label_values(&[kind.to_string().as_str()]).set(gauge(self.world.count(kind)));
         }
         common.excluded_objects.reset();
-        for (object, problems) in &self.problems {
-            let reasons: BTreeSet<_> = problems.iter().map(|problem| problem.reason.as_str()).collect();
-            for reason in reasons {
-                common.excluded_objects.with_label_values(&[object.kind.to_string().as_str(), reason]).inc();
-            }
+        for (kind, reason) in self.problems.reasons() {
+            common.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
         }
     }
 

@@ -13,4 +13,5 @@ pub mod metrics;
 pub mod model;
 pub mod owned;
 pub mod plan;
+pub mod problems;
 pub mod run;

@@ -15,7 +15,13 @@ use crate::apply::sysctl::Sysctls;
 use crate::args::{Cli, Command, Config, PROGRAM};
 use crate::controller::{Firewall, Surroundings, WatchTable};
 use crate::metrics::Metrics;
+use crate::model::world::{Touched, World};
 use crate::owned;
+use crate::plan::Planner;
+use crate::problems::Problems;
+
+/// Between two changes of the table by others that are looked into; each is mended within a second.
+const PAUSE: Duration = Duration::from_millis(400);
 
 /// What the firewall watches; its RBAC names just these.
 pub const KINDS: [Kind; 4] = [Kind::Namespace, Kind::NetworkPolicy, Kind::Pod, Kind::Service];
@@ -37,16 +43,14 @@ pub fn run() -> anyhow::Result<()> {
                 enforce(daemon, &common, config).await
             }
             Command::Plan => {
-                let mut firewall = look(&common, config).await?;
-                firewall.plan();
-                print!("{}", kernel_nft::text::render(firewall.planner().ruleset()));
-                Ok(())
+                look(&common)?;
+                parsed.ignored.warn();
+                plan(&common, config).await
             }
             Command::Diff => {
-                let mut firewall = look(&common, config).await?;
-                let ops = firewall.difference()?;
-                print!("{}", kernel_nft::text::render_ops(firewall.planner().ruleset(), &ops));
-                Ok(())
+                look(&common)?;
+                parsed.ignored.warn();
+                difference(&common, config).await
             }
             Command::Cleanup => cleanup(),
         }
@@ -89,42 +93,67 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
     }
 }
 
-/// A firewall that knows all objects and has not touched the kernel.
-async fn look(common: &CommonArgs, config: Config) -> anyhow::Result<Firewall<Socket>> {
-    node_runtime::log::init(common.log_format, common.verbosity)?;
-    let node = common.resolve_node_name()?;
-    let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
-    let owned = config.own_table && nft.supports_persist()?;
+/// Prepares a command that only prints.
+fn look(common: &CommonArgs) -> anyhow::Result<()> {
+    Ok(node_runtime::log::init(common.log_format, common.verbosity)?)
+}
+
+/// Prints the wanted table. Needs the objects and nothing else: no privileges, not even nftables.
+async fn plan(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+    let mut world = World::new(common.resolve_node_name()?.as_str().into());
+    let mut touched = Touched::default();
+    for batch in everything(common).await? {
+        batch.changes.into_iter().for_each(|change| world.apply(change, &mut touched));
+    }
+    let mut planner = Planner::new(config.plan, TableFlags::default());
+    planner.update(&world, &touched);
+    let mut problems = Problems::default();
+    problems.update(&world, &planner);
+    print!("{}", kernel_nft::text::render(planner.ruleset()));
+    Ok(())
+}
+
+/// Prints what `run` would change in the kernel.
+async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
     let surroundings = Surroundings {
-        nft,
+        nft: Socket::open().context("opening a netlink socket for nftables")?,
         marks: Box::new(ConnectionMarks),
         sysctls: None,
         watch: None,
         metrics: None,
         informer: None,
     };
-    let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
-    let mut firewall = Firewall::new(&node, config.plan, flags, surroundings);
+    let node = common.resolve_node_name()?;
+    let mut firewall = Firewall::new(&node, config.plan, TableFlags::default(), surroundings);
+    everything(common).await?.into_iter().for_each(|batch| firewall.receive(batch));
+    let ops = firewall.difference()?;
+    print!("{}", kernel_nft::text::render_ops(firewall.planner().ruleset(), &ops));
+    Ok(())
+}
+
+/// All objects that there are now.
+async fn everything(common: &CommonArgs) -> anyhow::Result<Vec<Batch>> {
     let mut informer = Informer::start(&source(common), &KINDS).await?;
-    let timeout = match common.cache_sync_timeout {
-        Duration::ZERO => Duration::MAX,
-        limited => limited,
-    };
     let status = informer.status();
     let all = async {
-        while !firewall.is_synced() {
-            match informer.next().await {
-                Some(batch) => firewall.receive(batch),
-                None => anyhow::bail!("the source of objects ended"),
-            }
+        let mut batches = Vec::new();
+        while !batches.last().is_some_and(|batch: &Batch| batch.synced) {
+            batches.push(informer.next().await.context("the source of objects ended")?);
         }
-        Ok(())
+        Ok(batches)
+    };
+    let limit = common.cache_sync_timeout;
+    let late = async {
+        match status.wait_synced(if limit.is_zero() { Duration::MAX } else { limit }).await {
+            Err(late) => late,
+            // All has been read, and is on its way to `all`.
+            Ok(()) => std::future::pending().await,
+        }
     };
     tokio::select! {
-        done = all => done?,
-        late = status.wait_synced(timeout), if timeout != Duration::MAX => late?,
+        batches = all => batches,
+        late = late => Err(late.into()),
     }
-    Ok(firewall)
 }
 
 fn source(common: &CommonArgs) -> Source {
@@ -159,6 +188,8 @@ fn watch_table(waker: Waker, own_port: u32) {
                         "the nftables table was changed by another process"
                     );
                     waker.wake(Cause::Kernel);
+                    // Two programs that each want the table otherwise shall not take the whole node.
+                    std::thread::sleep(PAUSE);
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -188,16 +219,17 @@ impl Marks for ConnectionMarks {
 fn cleanup() -> anyhow::Result<()> {
     let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
     let table: Name = owned::TABLE.into();
-    let Some(found) = nft.observe(Family::Inet, &table)? else {
+    if nft.observe(Family::Inet, &table)?.is_none() {
         println!("table inet {table} is not there");
         return Ok(());
-    };
-    // An orphaned table has to be taken over first.
-    let ops = [Op::AddTable(found.ruleset.table), Op::DeleteTable];
-    nft.commit(&Transaction { family: Family::Inet, table: &table, ops: &ops, generation: None })
-        .with_context(|| {
-            format!("removing table inet {table}; is npc-firewall still running on this node?")
-        })?;
+    }
+    nft.commit(&Transaction {
+        family: Family::Inet,
+        table: &table,
+        ops: &[Op::DeleteTable],
+        generation: None,
+    })
+    .with_context(|| format!("removing table inet {table}; is npc-firewall still running on this node?"))?;
     println!("table inet {table} removed");
     Ok(())
 }

@@ -252,6 +252,41 @@ fn rules_are_committed_although_marks_cannot_be_cleared() {
 }
 
 #[test]
+fn a_first_sweep_of_marks_that_failed_is_tried_again() {
+    let mut rig = Rig::on(Fake::new());
+    rig.sweeps.0.lock().unwrap().refuses = true;
+    rig.sync(Cause::Start, changes(WORLD)).unwrap();
+    rig.sweeps.0.lock().unwrap().refuses = false;
+    let report = rig.sync(Cause::Periodic, Vec::new()).unwrap();
+    assert_eq!(rig.sweeps.0.lock().unwrap().sweeps, [(PlanConfig::default().mark_mask, 0)]);
+    assert!(report.degraded.is_empty(), "{report:?}");
+}
+
+#[test]
+fn a_tightening_in_a_sync_that_failed_counts_also_when_the_table_is_gone_then() {
+    let mut rig = Rig::with(Fake::new(), TableFlags::default(), PlanConfig::default());
+    rig.sync(Cause::Start, changes(WORLD)).unwrap();
+    let generation = rig.generation();
+    rig.kernel.refuse(|_| true, nix::libc::ENOMEM, None);
+    rig.sync(Cause::Change, changes(NOBODY_TO_WEB)).unwrap_err();
+    rig.kernel.refuse_nothing();
+    rig.kernel.flush_by_stranger();
+    rig.sync(Cause::Retry, Vec::new()).unwrap();
+    assert!(rig.in_step());
+    assert_ne!(rig.generation(), generation);
+}
+
+#[test]
+fn what_would_change_is_told_beside_a_living_owner() {
+    let rig = Rig::started();
+    let mut looker = Rig::on(rig.kernel.stranger());
+    looker.firewall.receive(Batch { changes: changes(WORLD), synced: true });
+    assert_eq!(looker.firewall.difference().unwrap(), []);
+    looker.firewall.receive(Batch { changes: changes(NOBODY_TO_WEB), synced: true });
+    assert_ne!(looker.firewall.difference().unwrap(), []);
+}
+
+#[test]
 fn a_transaction_refused_once_is_mended_in_the_same_sync() {
     let mut rig = Rig::started();
     rig.kernel.refuse(|op| matches!(op, Op::AddRule(..)), nix::libc::ENOMEM, Some(1));

@@ -43,15 +43,24 @@ impl<N: Nftables> Kernel<N> {
         &mut self.nft
     }
 
-    /// Reads the table.
+    /// Reads the table, whoever owns it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn read(&mut self) -> Result<Found, Error> {
+        let observed = self.nft.observe(Family::Inet, &self.table).map_err(Error::Observe)?;
+        Ok(Found { observed })
+    }
+
+    /// Reads the table in order to change it.
     ///
     /// # Errors
     /// When the kernel cannot be read, or another process owns the table.
     pub fn observe(&mut self) -> Result<Found, Error> {
-        let observed = self.nft.observe(Family::Inet, &self.table).map_err(Error::Observe)?;
-        match observed.as_ref().map(|observed| observed.ownership) {
+        let found = self.read()?;
+        match found.observed.as_ref().map(|observed| observed.ownership) {
             Some(Ownership::Other(port)) => Err(Error::Owned(port)),
-            _ => Ok(Found { observed }),
+            _ => Ok(found),
         }
     }
 
