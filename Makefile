@@ -8,7 +8,7 @@ export CONFORMANCE_DIR
 
 # Debian packages, by what needs them.
 TEST_PACKAGES := iproute2 nftables conntrack util-linux xz-utils
-PACKAGE_TOOLS := prometheus
+BENCH_PACKAGES := iproute2 nftables ipset iptables
 
 .PHONY: help
 help: ## This list
@@ -56,11 +56,36 @@ test-netns: need-cargo ## Real nftables and real packets, in namespaces; needs r
 .PHONY: test-conformance
 test-conformance: need-cargo ## The public suites of ../shared/conformance (CONFORMANCE_ALL=1: every case as packets)
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
-	cargo test --release -p npc-firewall --features conformance --test conformance_oracle --test conformance_netns
+	cargo test -p npc-firewall --features conformance --test conformance_oracle --test conformance_netns
 
 .PHONY: test-apiserver
 test-apiserver: need-cargo ## Against kube-apiserver and etcd in $KUBEBUILDER_ASSETS
 	cargo test -p common-informer --features apiserver-tests --test apiserver
+
+.PHONY: bench-firewall-control
+bench-firewall-control: need-cargo ## What a change of objects costs: CPU, time to commit, memory; needs root
+	cargo bench -p npc-firewall --bench control
+
+.PHONY: bench-firewall-data
+bench-firewall-data: need-cargo ## What a packet costs, side by side with kube-router's layouts; needs root
+	@$(MAKE) --no-print-directory PACKAGES="$(BENCH_PACKAGES)" packages
+	cargo bench -p npc-firewall --bench data
+
+.PHONY: chart-check
+chart-check: ## The chart, its objects, and the manifests made from it
+	deploy/check-chart
+
+.PHONY: check-metrics
+check-metrics: need-cargo ## Prometheus scrapes the binary; dashboard and alerts against what it says; needs root
+	deploy/check-metrics npc-firewall
+
+.PHONY: image
+image: ## The container images, with buildah; BUILD_BASE=local does without a registry; needs root
+	deploy/build-image npc-firewall
+
+.PHONY: check-image
+check-image: ## The built images run as the chart runs them; needs root
+	deploy/check-image npc-firewall
 
 .PHONY: lint
 lint: need-cargo ## Formatting and clippy; warnings are errors
@@ -68,7 +93,7 @@ lint: need-cargo ## Formatting and clippy; warnings are errors
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 .PHONY: ci
-ci: lint test ## What .ci/run runs
+ci: lint test chart-check check-metrics ## What .ci/run runs
 	@if [ -d "$(CONFORMANCE_DIR)" ]; then $(MAKE) --no-print-directory test-conformance; \
 	else echo "no $(CONFORMANCE_DIR): the conformance suites are not part of this run"; fi
 
