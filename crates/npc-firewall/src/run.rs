@@ -86,8 +86,9 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
     match daemon.run(common, once, make, batches(informer)).await {
         Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
             // Says which kinds are missing and why.
-            let why = status.wait_synced(Duration::ZERO).await.err();
-            Err(why.map_or_else(|| anyhow::Error::new(error), anyhow::Error::new))
+            let Err(mut why) = status.wait_synced(Duration::ZERO).await else { return Err(error.into()) };
+            why.waited = common.cache_sync_timeout;
+            Err(why.into())
         }
         result => Ok(result?),
     }
