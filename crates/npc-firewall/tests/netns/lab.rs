@@ -43,6 +43,7 @@ pub(crate) const FAR_EXCEPT: &str = "14.215.9.10";
 pub(crate) const FAR6: &str = "2001:db8:14::10";
 const MARKER: &str = "192.0.2.1";
 const ADMIN_PORT: u16 = 20244;
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_npc-firewall");
 
 pub(crate) struct Lab {
     pub(crate) cluster: Cluster,
@@ -126,13 +127,23 @@ impl Lab {
         self.spawn_by(node, &[], flags)
     }
 
+    /// Starts the program on a node with these flags and no others.
+    pub(crate) fn spawn_with(&self, node: &str, flags: &[&str]) -> Firewall {
+        self.spawn_words(node, &[&[PROGRAM], flags].concat())
+    }
+
     /// Starts the program on a node by way of another that replaces itself with it.
     pub(crate) fn spawn_by(&self, node: &str, way: &[&str], flags: &[&str]) -> Firewall {
+        let words = self.words(node);
+        let words: Vec<&str> = way.iter().copied().chain(words.iter().map(String::as_str)).collect();
+        self.spawn_words(node, &[&words, flags].concat())
+    }
+
+    fn spawn_words(&self, node: &str, words: &[&str]) -> Firewall {
         let namespace = self.cluster.namespace(node).expect("a node").clone();
         let log = self.folder.path().join(format!("{node}-{}.log", unique()));
-        let words: Vec<String> = way.iter().map(|word| (*word).to_owned()).chain(self.words(node)).collect();
-        let mut command = namespace.daemon(&words[0]);
-        command.args(&words[1..]).args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut command = namespace.daemon(words[0]);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(&log).expect("a log"));
         let child = command.spawn().expect("nsenter and setpriv");
         Firewall { child, namespace, log }
@@ -149,9 +160,7 @@ impl Lab {
 
     fn words(&self, node: &str) -> Vec<String> {
         let folder = self.manifests().display().to_string();
-        [env!("CARGO_BIN_EXE_npc-firewall"), "--manifests", &folder, "--node-name", node, "-v"]
-            .map(str::to_owned)
-            .into()
+        [PROGRAM, "--manifests", &folder, "--node-name", node, "-v"].map(str::to_owned).into()
     }
 
     /// First IPv4 address of a pod, node, or address of the outside host.
@@ -308,8 +317,13 @@ impl Firewall {
 
     /// Status and body of a page of the admin port; `None` while nobody listens.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.get_from(ADMIN_PORT, path)
+    }
+
+    /// The same of another port.
+    pub(crate) fn get_from(&self, port: u16, path: &str) -> Option<(u16, String)> {
         let ask = || -> std::io::Result<String> {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             let mut stream = TcpStream::connect(address)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
@@ -355,6 +369,18 @@ impl Firewall {
         table(&self.namespace)
     }
 
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(15));
+        }
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("killed");
@@ -365,7 +391,7 @@ impl Firewall {
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
         kill(pid, Signal::SIGTERM).expect("signalled");
-        self.child.wait().expect("ended")
+        self.wait()
     }
 }
 
@@ -386,15 +412,10 @@ pub(crate) fn nft(namespace: &Namespace, words: &[&str]) -> anyhow::Result<Strin
     namespace.output("nft", &words, "")
 }
 
-/// The table as text, without the counters' values; empty when there is none.
+/// The table as text, without the counters' values and its owner; empty when there is none.
 pub(crate) fn table(namespace: &Namespace) -> String {
     let text = nft(namespace, &["-s", "list", "table", "inet", "npc_firewall"]).unwrap_or_default();
-    text.lines().filter(|line| !line.starts_with("\tcomment") || !line.contains("owner")).fold(
-        String::new(),
-        |mut all, line| {
-            all.push_str(line);
-            all.push('\n');
-            all
-        },
-    )
+    let lines = text.lines().filter(|line| !line.starts_with("\tflags"));
+    let lines = lines.map(|line| line.split(" # progname").next().unwrap_or(line));
+    lines.flat_map(|line| [line, "\n"]).collect()
 }

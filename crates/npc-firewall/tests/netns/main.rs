@@ -18,5 +18,5 @@ mod objects;
 mod pods;
 // mod privilege;
 mod refusal;
-// mod restart;
+mod restart;
 mod tke;
