@@ -1,5 +1,6 @@
 //! The commands: what is connected to what in each of them.
 
+use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
     let waker = daemon.waker.clone();
     let once = config.once;
     let make = move || -> anyhow::Result<_> {
-        let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
+        let mut nft = open_nftables()?;
         let owned =
             config.own_table && nft.supports_persist().context("asking the kernel what tables can be")?;
         let port = nft.portid();
@@ -117,7 +118,7 @@ async fn plan(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
 /// Prints what `run` would change in the kernel.
 async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
     let surroundings = Surroundings {
-        nft: Socket::open().context("opening a netlink socket for nftables")?,
+        nft: open_nftables()?,
         marks: Box::new(ConnectionMarks),
         sysctls: None,
         watch: None,
@@ -206,10 +207,22 @@ fn watch_table(waker: Waker, own_port: u32) {
     }
 }
 
+fn open_nftables() -> anyhow::Result<Socket> {
+    Socket::open().map_err(|error| {
+        let what = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "nftables cannot be read or changed; the capability CAP_NET_ADMIN is missing"
+            }
+            _ => "opening a netlink socket for nftables",
+        };
+        anyhow::Error::new(error).context(what)
+    })
+}
+
 struct ConnectionMarks;
 
 impl Marks for ConnectionMarks {
-    fn clear(&mut self, mask: u32, keep: u32) -> std::io::Result<()> {
+    fn clear(&mut self, mask: u32, keep: u32) -> io::Result<()> {
         let cleared = conntrack::clear_marks(mask, keep)?;
         tracing::debug!(cleared, "marks of old generations cleared");
         Ok(())
@@ -218,7 +231,7 @@ impl Marks for ConnectionMarks {
 
 /// Removes what `owned` lists: the table. The bridge sysctls stay, since others need them as well.
 fn cleanup() -> anyhow::Result<()> {
-    let mut nft = Socket::open().context("opening a netlink socket for nftables")?;
+    let mut nft = open_nftables()?;
     let table: Name = owned::TABLE.into();
     if nft.observe(Family::Inet, &table)?.is_none() {
         println!("table inet {table} is not there");
