@@ -139,7 +139,8 @@ impl Lab {
         self.spawn_words(node, &[&words, flags].concat())
     }
 
-    fn spawn_words(&self, node: &str, words: &[&str]) -> Firewall {
+    /// Starts a command line on a node.
+    pub(crate) fn spawn_words(&self, node: &str, words: &[&str]) -> Firewall {
         let namespace = self.cluster.namespace(node).expect("a node").clone();
         let log = self.folder.path().join(format!("{node}-{}.log", unique()));
         let mut command = namespace.daemon(words[0]);
@@ -295,6 +296,11 @@ impl Firewall {
     /// The node's namespace.
     pub(crate) fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has logged.

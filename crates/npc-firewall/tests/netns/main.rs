@@ -4,19 +4,17 @@
 //! `objects` what the program is told; the other modules are the cases.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
-#![allow(dead_code, reason = "the lab is ahead of its tests")]
 
 mod established;
 mod fields;
-// mod hammered;
+mod hammered;
 mod kernel_table;
-// mod kube_router;
 mod lab;
 mod nflog;
 mod node;
 mod objects;
 mod pods;
-// mod privilege;
+mod privilege;
 mod refusal;
 mod restart;
 mod tke;
