@@ -9,6 +9,7 @@ mod established;
 mod fields;
 mod hammered;
 mod kernel_table;
+mod kube_router;
 mod lab;
 mod nflog;
 mod node;
