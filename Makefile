@@ -58,6 +58,10 @@ test-conformance: need-cargo ## The public suites of ../shared/conformance (CONF
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
 	cargo test -p npc-firewall --features conformance --test conformance_oracle --test conformance_netns
 
+.PHONY: fuzz-smoke
+fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests
+	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test -p kernel-nft -p common-informer --lib -- fuzz any_json read_as_whole
+
 .PHONY: test-apiserver
 test-apiserver: need-cargo ## Against kube-apiserver and etcd in $KUBEBUILDER_ASSETS
 	cargo test -p common-informer --features apiserver-tests --test apiserver

@@ -6,6 +6,9 @@
 //!   have: Ruleset ◄─┴────────────── observe ◄──┘
 //! ```
 
+#[cfg(test)]
+extern crate self as kernel_nft;
+
 mod apply;
 pub mod builder;
 pub mod conntrack;

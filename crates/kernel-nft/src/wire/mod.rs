@@ -11,6 +11,8 @@ pub(crate) mod decode;
 pub(crate) mod decode_expr;
 pub(crate) mod encode;
 pub(crate) mod encode_expr;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod uapi;
 
 use crate::ruleset::Family;
