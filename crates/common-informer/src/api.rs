@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::decode;
 use crate::hub::Hub;
-use crate::informer::{StartError, feed};
+use crate::informer::{Options, StartError, feed};
 use crate::object::{Kind, ObjectRef};
 use trimmed::Trimmed;
 
@@ -55,13 +55,19 @@ pub(crate) async fn start(
 }
 
 /// Objects that a list or watch leaves out.
-fn selection(kind: Kind) -> watcher::Config {
+fn selection(kind: Kind, options: &Options) -> watcher::Config {
     let config = watcher::Config::default().page_size(PAGE);
     match kind {
         // A finished pod has given its addresses back; it would only take up memory. When a pod finishes,
         // the API server tells a watch with this selector that it is deleted.
         Kind::Pod => config.fields("status.phase!=Succeeded,status.phase!=Failed"),
-        _ => config,
+        // Nobody serves these; the controller that makes slices copies the label from the Service.
+        Kind::EndpointSlice => config.labels("!service.kubernetes.io/headless"),
+        Kind::Node => match &options.only_node {
+            Some(name) => config.fields(&format!("metadata.name={name}")),
+            None => config,
+        },
+        Kind::Namespace | Kind::NetworkPolicy | Kind::Service => config,
     }
 }
 
@@ -70,7 +76,7 @@ async fn run(client: Client, kind: Kind, url: Arc<str>, hub: Arc<Hub>) {
     let mut waits = Waits::new();
     loop {
         let api = Api::<Trimmed>::all_with(client.clone(), &kind);
-        let mut events = pin!(watcher::watcher(api, selection(kind)));
+        let mut events = pin!(watcher::watcher(api, selection(kind, hub.options())));
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
@@ -95,7 +101,8 @@ fn handle(event: Event<Trimmed>, kind: Kind, hub: &Hub) {
     match event {
         Event::Init => hub.update(|update| update.begin_list(kind)),
         Event::InitApply(object) | Event::Apply(object) => {
-            let decoded = decode::object_of(kind, &object.value, &mut hub.interner());
+            let detail = hub.options().services;
+            let decoded = decode::object_of_with(detail, kind, &object.value, &mut hub.interner());
             hub.update(|update| update.apply(decoded));
         }
         Event::Delete(object) => {

@@ -9,10 +9,15 @@
 //! - a rule of a policy that has the wrong shape becomes [`RuleSpec::Malformed`](crate::object::RuleSpec);
 //! - an object whose identity, labels or kind of subject cannot be known is [`Excluded`].
 
+mod full_service;
 mod json;
+mod node;
 mod pod;
 mod policy;
 mod service;
+#[cfg(test)]
+pub(crate) mod service_tests;
+mod slice;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -22,7 +27,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::intern::Interner;
-use crate::object::{Kind, Namespace, Object, ObjectKey, ObjectRef, Str};
+use crate::object::{ANNOTATIONS, Kind, Labels, Namespace, Object, ObjectKey, ObjectRef, Str};
 use json::{Fault, as_object};
 
 /// An object, and what of it was left out.
@@ -44,6 +49,17 @@ pub struct Excluded {
     pub reason: String,
 }
 
+/// How much of a Service is kept. A program keeps what it reads; the rest would only take up memory, and
+/// wake it when it changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceDetail {
+    /// Which packets go to a service: [`Object::Service`].
+    #[default]
+    Addresses,
+    /// What a service proxy needs: [`Object::FullService`].
+    Full,
+}
+
 /// Label that the API server puts on every namespace.
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// The annotation that isolated a namespace before NetworkPolicy had a `spec` for it.
@@ -51,15 +67,27 @@ const NETWORK_POLICY_ANNOTATION: &str = "net.beta.kubernetes.io/network-policy";
 /// What the API server fills in for a namespaced object without a namespace when a client does not.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// Reads one object with its `apiVersion` and `kind`; `None` if it is of a kind that is never watched.
+/// [`object_with`] only the addresses of Services.
 ///
 /// # Errors
 /// The object is of a watched kind and cannot be read.
 pub fn object(value: &Value, interner: &mut Interner) -> Result<Option<Decoded>, Excluded> {
+    object_with(ServiceDetail::Addresses, value, interner)
+}
+
+/// Reads one object with its `apiVersion` and `kind`; `None` if it is of a kind that is never watched.
+///
+/// # Errors
+/// The object is of a watched kind and cannot be read.
+pub fn object_with(
+    detail: ServiceDetail,
+    value: &Value,
+    interner: &mut Interner,
+) -> Result<Option<Decoded>, Excluded> {
     let text = |field| value.get(field).and_then(Value::as_str).unwrap_or_default();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     match Kind::of(api_version, kind) {
-        Some(kind) => object_of(kind, value, interner).map(Some),
+        Some(kind) => object_of_with(detail, kind, value, interner).map(Some),
         // Other groups have kinds of the same name; these are the same thing, and to pass over a policy
         // silently would leave pods open.
         None if kind == "NetworkPolicy" && api_version.starts_with("extensions/") => Err(Excluded {
@@ -73,11 +101,24 @@ pub fn object(value: &Value, interner: &mut Interner) -> Result<Option<Decoded>,
     }
 }
 
-/// Reads one object that is known to be of `kind`, as the items of a list are.
+/// [`object_of_with`] only the addresses of Services.
 ///
 /// # Errors
 /// The object cannot be read.
 pub fn object_of(kind: Kind, value: &Value, interner: &mut Interner) -> Result<Decoded, Excluded> {
+    object_of_with(ServiceDetail::Addresses, kind, value, interner)
+}
+
+/// Reads one object that is known to be of `kind`, as the items of a list are.
+///
+/// # Errors
+/// The object cannot be read.
+pub fn object_of_with(
+    detail: ServiceDetail,
+    kind: Kind,
+    value: &Value,
+    interner: &mut Interner,
+) -> Result<Decoded, Excluded> {
     let mut notes = Notes::default();
     let decoded = match kind {
         Kind::Pod => pod::decode(value, interner, &mut notes).map(Arc::new).map(Object::Pod),
@@ -85,7 +126,18 @@ pub fn object_of(kind: Kind, value: &Value, interner: &mut Interner) -> Result<D
         Kind::NetworkPolicy => {
             policy::decode(value, interner, &mut notes).map(Arc::new).map(Object::NetworkPolicy)
         }
-        Kind::Service => service::decode(value, interner, &mut notes).map(Arc::new).map(Object::Service),
+        Kind::Service => match detail {
+            ServiceDetail::Addresses => {
+                service::decode(value, interner, &mut notes).map(Arc::new).map(Object::Service)
+            }
+            ServiceDetail::Full => {
+                full_service::decode(value, interner, &mut notes).map(Arc::new).map(Object::FullService)
+            }
+        },
+        Kind::EndpointSlice => {
+            slice::decode(value, interner, &mut notes).map(Arc::new).map(Object::EndpointSlice)
+        }
+        Kind::Node => node::decode(value, interner, &mut notes).map(Arc::new).map(Object::Node),
     };
     match decoded {
         Ok(object) => Ok(Decoded { object, notes: notes.0 }),
@@ -100,7 +152,8 @@ pub fn object_of(kind: Kind, value: &Value, interner: &mut Interner) -> Result<D
 pub fn key_of(kind: Kind, value: &Value, interner: &mut Interner) -> ObjectKey {
     let metadata = value.get("metadata");
     let text = |field| metadata.and_then(|metadata| metadata.get(field)).and_then(Value::as_str);
-    let namespace = if kind == Kind::Namespace { "" } else { text("namespace").unwrap_or(DEFAULT_NAMESPACE) };
+    let namespace =
+        if kind.is_cluster_scoped() { "" } else { text("namespace").unwrap_or(DEFAULT_NAMESPACE) };
     ObjectKey {
         namespace: interner.string(namespace),
         name: text("name").filter(|name| is_name(name)).unwrap_or_default().into(),
@@ -150,7 +203,7 @@ fn metadata<'a>(
             return Err(Fault::new("metadata.name", format!("{name:?} is not a name")));
         }
         let namespace = match (kind, json::text(fields, "namespace").map_err(within)?) {
-            (Kind::Namespace, _) => "",
+            (kind, _) if kind.is_cluster_scoped() => "",
             (_, None | Some("")) => DEFAULT_NAMESPACE,
             (_, Some(namespace)) if is_name(namespace) => namespace,
             (_, Some(namespace)) => {
@@ -163,6 +216,23 @@ fn metadata<'a>(
         Ok(Metadata { key, labels, fields })
     };
     read(interner)
+}
+
+/// Annotations whose name begins with [`ANNOTATIONS`], interned as a whole. Each that cannot be read is left
+/// out.
+fn annotations(metadata: &Map<String, Value>, interner: &mut Interner, notes: &mut Notes) -> Labels {
+    let mut ours = BTreeMap::new();
+    let all = json::object(metadata, "annotations").map_err(|fault| fault.below("metadata"));
+    let all = notes.or_default(all).into_iter().flatten();
+    for (name, value) in all.filter(|(name, value)| name.starts_with(ANNOTATIONS) && !value.is_null()) {
+        match json::as_text(value) {
+            Ok(text) => {
+                ours.insert(interner.string(name), interner.string(text));
+            }
+            Err(fault) => notes.add(&fault.below(&format!("metadata.annotations[{name}]"))),
+        }
+    }
+    interner.labels(ours)
 }
 
 /// Whether a name can stand in a path of the API (`IsValidPathSegmentName` in apimachinery). The name rules

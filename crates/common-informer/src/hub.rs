@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::decode::{Decoded, Excluded};
+use crate::informer::Options;
 use crate::intern::Interner;
 use crate::object::{Batch, Change, Kind, ObjectKey, ObjectRef};
 use crate::pending::Pending;
@@ -27,6 +28,7 @@ use crate::status::KindStatus;
 pub(crate) struct Hub {
     state: Mutex<State>,
     interner: Mutex<Interner>,
+    options: Options,
     changed: Notify,
     synced: watch::Sender<bool>,
 }
@@ -56,7 +58,7 @@ struct Known {
 }
 
 impl Hub {
-    pub(crate) fn new(kinds: &[Kind]) -> Self {
+    pub(crate) fn new(kinds: &[Kind], options: Options) -> Self {
         let kinds = kinds.iter().map(|kind| (*kind, KindState::default())).collect();
         Self {
             state: Mutex::new(State {
@@ -67,6 +69,7 @@ impl Hub {
                 hasher: RandomState::new(),
             }),
             interner: Mutex::new(Interner::new()),
+            options,
             changed: Notify::new(),
             synced: watch::Sender::new(false),
         }
@@ -75,6 +78,11 @@ impl Hub {
     /// The interner that every object of this informer shares.
     pub(crate) fn interner(&self) -> MutexGuard<'_, Interner> {
         self.interner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What of the kinds is wanted.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

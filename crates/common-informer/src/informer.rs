@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use crate::decode::ServiceDetail;
 use crate::hub::Hub;
-use crate::object::{Batch, Kind};
+use crate::object::{Batch, Kind, ObjectRef};
 use crate::status::Status;
 use crate::{api, manifests};
 
@@ -23,6 +24,22 @@ pub enum Source {
         /// URL of the API server, instead of the one that the kubeconfig or the pod's environment names.
         master: Option<String>,
     },
+}
+
+/// What of the watched kinds is wanted, where there is a choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How much of each Service.
+    pub services: ServiceDetail,
+    /// Only the node of this name; `None` is all of them. Every node changes each few minutes.
+    pub only_node: Option<String>,
+}
+
+impl Options {
+    /// Whether an object of a watched kind is wanted.
+    pub(crate) fn wants(&self, object: &ObjectRef) -> bool {
+        object.kind != Kind::Node || self.only_node.as_ref().is_none_or(|name| **name == *object.key.name)
+    }
 }
 
 /// An informer cannot start. To try again without changing anything does not help.
@@ -54,14 +71,22 @@ pub struct Informer {
 }
 
 impl Informer {
+    /// [`Informer::start_with`] the default options.
+    ///
+    /// # Errors
+    /// The directory of manifests is missing, or there is no usable configuration for the API server.
+    pub async fn start(source: &Source, kinds: &[Kind]) -> Result<Self, StartError> {
+        Self::start_with(source, kinds, Options::default()).await
+    }
+
     /// Starts to watch `kinds`. Must be called in a tokio runtime with I/O and time enabled.
     ///
     /// An API server that cannot be reached is no error: it is tried again, see [`Status`].
     ///
     /// # Errors
     /// The directory of manifests is missing, or there is no usable configuration for the API server.
-    pub async fn start(source: &Source, kinds: &[Kind]) -> Result<Self, StartError> {
-        let hub = Arc::new(Hub::new(kinds));
+    pub async fn start_with(source: &Source, kinds: &[Kind], options: Options) -> Result<Self, StartError> {
+        let hub = Arc::new(Hub::new(kinds, options));
         let mut tasks = JoinSet::new();
         let name = match source {
             Source::Manifests(directory) => manifests::start(directory, kinds, &hub, &mut tasks)?,

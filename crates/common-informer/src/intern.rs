@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::object::{Labels, NamedPort, Str};
+use crate::object::{EndpointPort, Hints, Labels, NamedPort, Str};
 
-/// Pools of shared strings, label maps and port lists.
+/// Pools of shared strings, label maps, port lists and hints.
 ///
 /// A pool forgets values that nobody else holds when it has doubled since it last did so, and when it is told
 /// to ([`Interner::purge`]); so it is never larger than twice what is in use (and some).
@@ -19,6 +19,8 @@ pub struct Interner {
     strings: Pool<str>,
     labels: Pool<BTreeMap<Str, Str>>,
     ports: Pool<[NamedPort]>,
+    endpoint_ports: Pool<[EndpointPort]>,
+    hints: Pool<Hints>,
 }
 
 /// Values that a pool may hold unused before it looks for them.
@@ -87,15 +89,30 @@ impl Interner {
         self.ports.get(ports)
     }
 
+    /// The shared list equal to `ports`.
+    pub fn endpoint_ports(&mut self, ports: &[EndpointPort]) -> Arc<[EndpointPort]> {
+        self.endpoint_ports.get(ports)
+    }
+
+    /// The shared value equal to `hints`.
+    pub fn hints(&mut self, hints: Hints) -> Arc<Hints> {
+        match self.hints.values.get(&hints) {
+            Some(shared) => shared.clone(),
+            None => self.hints.insert(Arc::new(hints)),
+        }
+    }
+
     /// Forgets every value that nobody else holds.
     pub fn purge(&mut self) {
         // ORDER: maps and lists hold strings, so the strings come last.
         self.labels.purge();
         self.ports.purge();
+        self.endpoint_ports.purge();
+        self.hints.purge();
         self.strings.purge();
     }
 
-    /// How many strings, label maps and port lists are held.
+    /// How many strings, label maps and port lists of containers are held.
     pub fn sizes(&self) -> [usize; 3] {
         [self.strings.values.len(), self.labels.values.len(), self.ports.values.len()]
     }

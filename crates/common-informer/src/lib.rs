@@ -7,10 +7,12 @@
 //!   Source::Manifests ► manifests ─┘             └───► Status
 //! ```
 //!
-//! What two controllers must agree on lives here once; so far that is [`selector`].
+//! What two controllers must agree on lives here once: [`selector`], which objects a label selector means, and
+//! [`endpoints`], who may serve a Service.
 
 mod api;
 pub mod decode;
+pub mod endpoints;
 mod hub;
 mod informer;
 pub mod intern;
@@ -20,5 +22,5 @@ mod pending;
 pub mod selector;
 mod status;
 
-pub use informer::{Informer, Source, StartError};
+pub use informer::{Informer, Options, Source, StartError};
 pub use status::{KindStatus, Snapshot, Status, SyncTimeout};

@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout};
 use crate::hub::Hub;
 use crate::informer::{StartError, feed};
 use crate::object::Kind;
-pub use document::{Documents, parse};
+pub use document::{Documents, parse, parse_with};
 use tree::Tree;
 use watch::Watch;
 

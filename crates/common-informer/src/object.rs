@@ -4,6 +4,10 @@
 //! few label keys share them. `managedFields`, annotations that nobody reads and status are dropped before
 //! an object reaches the cache.
 
+mod endpoint;
+mod node;
+mod service;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -11,11 +15,18 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+pub use endpoint::{AddressType, Endpoint, EndpointPort, EndpointSlice, Hints};
+pub use node::{Node, NodeAddress, NodeAddressKind};
+pub use service::{FullService, FullServicePort, LoadBalancerIp, ServiceType, TrafficPolicy};
+
 /// An interned string.
 pub type Str = Arc<str>;
 
 /// Labels of an object, interned as a whole: the pods of one ReplicaSet share one map.
 pub type Labels = Arc<BTreeMap<Str, Str>>;
+
+/// What the names of our annotations begin with: kube-router's own, so that its objects need no change.
+pub const ANNOTATIONS: &str = "kube-router.io/";
 
 /// Kinds that can be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +39,10 @@ pub enum Kind {
     NetworkPolicy,
     /// core/v1 Service
     Service,
+    /// discovery.k8s.io/v1 EndpointSlice
+    EndpointSlice,
+    /// core/v1 Node
+    Node,
 }
 
 /// What names an object in its kind. `namespace` is empty for cluster-scoped kinds.
@@ -57,6 +72,15 @@ pub enum Protocol {
     Udp,
     /// SCTP
     Sctp,
+}
+
+/// Family of an IP address (core/v1 `IPFamily`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `IPv4`
+    V4,
+    /// `IPv6`
+    V6,
 }
 
 /// A declared port of a container that has a name.
@@ -234,6 +258,12 @@ pub enum Object {
     NetworkPolicy(Arc<NetworkPolicy>),
     /// A service.
     Service(Arc<Service>),
+    /// A service, where the informer was asked for all of it.
+    FullService(Arc<FullService>),
+    /// A part of the endpoints of a service.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A node.
+    Node(Arc<Node>),
 }
 
 /// One change of the cluster. Level, not edge: the same object may be applied again unchanged.
@@ -273,6 +303,12 @@ impl Object {
             },
             Self::NetworkPolicy(policy) => ObjectRef { kind: Kind::NetworkPolicy, key: policy.key.clone() },
             Self::Service(service) => ObjectRef { kind: Kind::Service, key: service.key.clone() },
+            Self::FullService(service) => ObjectRef { kind: Kind::Service, key: service.key.clone() },
+            Self::EndpointSlice(slice) => ObjectRef { kind: Kind::EndpointSlice, key: slice.key.clone() },
+            Self::Node(node) => ObjectRef {
+                kind: Kind::Node,
+                key: ObjectKey { namespace: "".into(), name: node.name.clone() },
+            },
         }
     }
 }
@@ -289,7 +325,13 @@ impl Change {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Pod, Self::Namespace, Self::NetworkPolicy, Self::Service];
+    pub const ALL: [Self; 6] =
+        [Self::Pod, Self::Namespace, Self::NetworkPolicy, Self::Service, Self::EndpointSlice, Self::Node];
+
+    /// Whether its objects are in no namespace.
+    pub fn is_cluster_scoped(self) -> bool {
+        matches!(self, Self::Namespace | Self::Node)
+    }
 
     /// The kind that an object with this `apiVersion` and `kind` is of.
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
@@ -298,6 +340,8 @@ impl Kind {
             ("v1", "Namespace") => Some(Self::Namespace),
             ("networking.k8s.io/v1", "NetworkPolicy") => Some(Self::NetworkPolicy),
             ("v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io/v1", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("v1", "Node") => Some(Self::Node),
             _ => None,
         }
     }
@@ -341,6 +385,33 @@ impl fmt::Display for Kind {
             Self::Namespace => "Namespace",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+        })
+    }
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Parses `IPv4` or `IPv6`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "IPv4" => Some(Self::V4),
+            "IPv6" => Some(Self::V6),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
         })
     }
 }

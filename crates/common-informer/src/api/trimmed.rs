@@ -13,7 +13,7 @@ use kube::core::DynamicResourceScope;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::object::Kind;
+use crate::object::{ANNOTATIONS, Kind};
 
 /// The fields of an object that are read here.
 #[derive(Clone, Debug)]
@@ -28,7 +28,8 @@ pub(super) struct Trimmed {
 enum Keep {
     /// All of it.
     All,
-    /// Of an object these fields; of anything else all, so that it can be reported.
+    /// Of an object these fields; of anything else all, so that it can be reported. A name that ends in `/`
+    /// stands for all that begin so.
     Fields(&'static [(&'static str, Keep)]),
 }
 
@@ -44,8 +45,9 @@ static FIELDS: Keep = Fields(&[
             ("namespace", All),
             ("resourceVersion", All),
             ("creationTimestamp", All),
+            ("uid", All),
             ("labels", All),
-            ("annotations", Fields(&[("net.beta.kubernetes.io/network-policy", All)])),
+            ("annotations", Fields(&[("net.beta.kubernetes.io/network-policy", All), (ANNOTATIONS, All)])),
         ]),
     ),
     (
@@ -68,6 +70,20 @@ static FIELDS: Keep = Fields(&[
             ("externalIPs", All),
             ("ports", All),
             ("healthCheckNodePort", All),
+            ("ipFamilies", All),
+            ("sessionAffinity", All),
+            ("sessionAffinityConfig", All),
+            ("internalTrafficPolicy", All),
+            ("externalTrafficPolicy", All),
+            ("trafficDistribution", All),
+            ("publishNotReadyAddresses", All),
+            ("loadBalancerSourceRanges", All),
+            ("loadBalancerClass", All),
+            ("loadBalancerIP", All),
+            ("allocateLoadBalancerNodePorts", All),
+            // Node
+            ("podCIDR", All),
+            ("podCIDRs", All),
         ]),
     ),
     (
@@ -79,8 +95,14 @@ static FIELDS: Keep = Fields(&[
             ("podIPs", All),
             // Service
             ("loadBalancer", All),
+            // Node
+            ("addresses", All),
         ]),
     ),
+    // EndpointSlice
+    ("addressType", All),
+    ("ports", All),
+    ("endpoints", Fields(&[("addresses", All), ("conditions", All), ("nodeName", All), ("hints", All)])),
 ]);
 
 const CONTAINER: Keep = Fields(&[("ports", All), ("restartPolicy", All)]);
@@ -96,7 +118,8 @@ impl Resource for Trimmed {
     fn group(kind: &Kind) -> Cow<'_, str> {
         match kind {
             Kind::NetworkPolicy => "networking.k8s.io".into(),
-            Kind::Pod | Kind::Namespace | Kind::Service => "".into(),
+            Kind::EndpointSlice => "discovery.k8s.io".into(),
+            Kind::Pod | Kind::Namespace | Kind::Service | Kind::Node => "".into(),
         }
     }
 
@@ -110,6 +133,8 @@ impl Resource for Trimmed {
             Kind::Namespace => "namespaces",
             Kind::NetworkPolicy => "networkpolicies",
             Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
+            Kind::Node => "nodes",
         }
         .into()
     }
@@ -198,7 +223,10 @@ impl<'de> Visitor<'de> for &Keep {
         while let Some(key) = entries.next_key::<String>()? {
             let keep = match self {
                 All => Some(self),
-                Fields(fields) => fields.iter().find(|(name, _)| *name == key).map(|(_, keep)| keep),
+                Fields(fields) => {
+                    let matches = |name: &str| name == key || name.ends_with('/') && key.starts_with(name);
+                    fields.iter().find(|(name, _)| matches(name)).map(|(_, keep)| keep)
+                }
             };
             match keep {
                 Some(keep) => {
@@ -220,8 +248,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decode::object_of;
-    use crate::decode::tests::any_json;
+    use crate::decode::tests::{any_json, every_reading};
+    use crate::decode::{ServiceDetail, object_of_with, service_tests};
     use crate::intern::Interner;
 
     fn trimmed(value: &Value) -> Trimmed {
@@ -249,15 +277,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn trimmed_objects_are_read_as_whole_ones(metadata in any_json(), spec in any_json(), status in any_json()) {
+        fn trimmed_objects_are_read_as_whole_ones(
+            metadata in any_json(), spec in any_json(), status in any_json(), endpoints in any_json(), ports in any_json(),
+        ) {
             for metadata in [metadata, json!({"name": "a"})] {
-                let text = json!({"metadata": metadata, "spec": spec, "status": status}).to_string();
+                let text = json!({"metadata": metadata, "spec": spec, "status": status,
+                    "addressType": "IPv4", "endpoints": endpoints, "ports": ports}).to_string();
                 let whole: Value = serde_json::from_str(&text).unwrap();
                 let trimmed = serde_json::from_str::<Trimmed>(&text).unwrap().value;
-                for kind in Kind::ALL {
+                for (kind, detail) in every_reading() {
                     let mut interner = Interner::new();
-                    let read = object_of(kind, &trimmed, &mut interner);
-                    prop_assert_eq!(read, object_of(kind, &whole, &mut interner));
+                    let read = object_of_with(detail, kind, &trimmed, &mut interner);
+                    prop_assert_eq!(read, object_of_with(detail, kind, &whole, &mut interner));
                 }
             }
         }
@@ -294,11 +325,16 @@ mod tests {
                 Kind::Service,
                 json!({"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "clusterIP": "10.0.0.1"}}),
             ),
+            (Kind::Service, service_tests::full_service()),
+            (Kind::EndpointSlice, service_tests::slice()),
+            (Kind::Node, service_tests::node()),
         ] {
-            let mut interner = Interner::new();
-            let read = object_of(kind, &trimmed(&whole).value, &mut interner);
-            assert!(read.as_ref().is_ok_and(|read| read.notes.is_empty()), "{read:?}");
-            assert_eq!(read, object_of(kind, &whole, &mut interner));
+            for detail in [ServiceDetail::Addresses, ServiceDetail::Full] {
+                let mut interner = Interner::new();
+                let read = object_of_with(detail, kind, &trimmed(&whole).value, &mut interner);
+                assert!(read.as_ref().is_ok_and(|read| read.notes.is_empty()), "{read:?}");
+                assert_eq!(read, object_of_with(detail, kind, &whole, &mut interner));
+            }
         }
     }
 }

@@ -93,10 +93,14 @@ pub(crate) fn as_text(value: &Value) -> Result<&str, Fault> {
 
 /// A field that is `true` or `false`; absent is `false`.
 pub(crate) fn boolean(parent: &Map<String, Value>, name: &str) -> Result<bool, Fault> {
-    match field(parent, name) {
-        None => Ok(false),
-        Some(value) => value.as_bool().ok_or_else(|| Fault::wrong_type(name, "true or false", value)),
-    }
+    optional_boolean(parent, name).map(Option::unwrap_or_default)
+}
+
+/// A field that is `true` or `false`.
+pub(crate) fn optional_boolean(parent: &Map<String, Value>, name: &str) -> Result<Option<bool>, Fault> {
+    field(parent, name)
+        .map(|value| value.as_bool().ok_or_else(|| Fault::wrong_type(name, "true or false", value)))
+        .transpose()
 }
 
 /// A field that is an integer.

@@ -37,7 +37,7 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
 }
 
 /// `metadata.creationTimestamp` in seconds since 1970; 0 when absent.
-fn created(metadata: &Map<String, Value>) -> Result<i64, Fault> {
+pub(super) fn created(metadata: &Map<String, Value>) -> Result<i64, Fault> {
     let path = "creationTimestamp";
     json::text(metadata, path)
         .and_then(|text| match text {
@@ -83,6 +83,22 @@ pub(super) fn address(text: &str) -> Result<IpAddr, Fault> {
         // `::ffff:10.0.0.1` is 10.0.0.1 to Go, and on the wire.
         Ok(address) if !address.is_unspecified() => Ok(address.to_canonical()),
         _ => Err(Fault::new("", format!("{text:?} is not an address"))),
+    }
+}
+
+/// An address that packets can be sent to from another machine, as the API server asks of endpoints and
+/// external addresses (`ValidateNonSpecialIP` in `pkg/apis/core/validation`): whoever may write Services must
+/// not reach a node's own loopback or link-local services through them.
+pub(super) fn remote_address(text: &str) -> Result<IpAddr, Fault> {
+    let address = address(text)?;
+    let (loopback, link_local) = match address {
+        IpAddr::V4(v4) => (v4.is_loopback(), v4.is_link_local() || v4.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(v6) => (v6.is_loopback(), v6.is_unicast_link_local() || v6.segments()[0] == 0xff02),
+    };
+    match (loopback, link_local) {
+        (false, false) => Ok(address),
+        (true, _) => Err(Fault::new("", format!("{address} is a loopback address"))),
+        (_, true) => Err(Fault::new("", format!("{address} is a link-local address"))),
     }
 }
 

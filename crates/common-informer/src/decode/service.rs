@@ -1,4 +1,4 @@
-//! core/v1 Service.
+//! core/v1 Service: its addresses and ports.
 
 use std::net::IpAddr;
 
@@ -38,13 +38,13 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
     Ok(Service { key, ips, ports, health_check_node_port: notes.or_default(health_check) })
 }
 
-fn is_headless(spec: &Map<String, Value>) -> Result<bool, Fault> {
+pub(super) fn is_headless(spec: &Map<String, Value>) -> Result<bool, Fault> {
     let first = json::list(spec, "clusterIPs")?.first().and_then(Value::as_str);
     Ok(first == Some("None") || json::text(spec, "clusterIP")? == Some("None"))
 }
 
 /// `clusterIPs`, or `clusterIP` in objects from before there were two.
-fn cluster_ips(spec: &Map<String, Value>, ips: &mut SmallVec<[IpAddr; 2]>, notes: &mut Notes) {
+pub(super) fn cluster_ips(spec: &Map<String, Value>, ips: &mut SmallVec<[IpAddr; 2]>, notes: &mut Notes) {
     if json::field(spec, "clusterIPs").is_some() {
         addresses(spec, "clusterIPs", ips, notes);
     } else {
@@ -66,18 +66,7 @@ fn addresses(spec: &Map<String, Value>, name: &str, ips: &mut SmallVec<[IpAddr; 
 /// `status.loadBalancer.ingress[].ip`, without those behind a proxy: packets to these leave the node as they
 /// are (KEP-1860).
 fn ingress_ips(root: &Map<String, Value>, ips: &mut SmallVec<[IpAddr; 2]>, notes: &mut Notes) {
-    let list = json::object(root, "status")
-        .and_then(|status| match status {
-            Some(status) => json::object(status, "loadBalancer").map_err(|fault| fault.below("status")),
-            None => Ok(None),
-        })
-        .and_then(|balancer| match balancer {
-            Some(balancer) => {
-                json::list(balancer, "ingress").map_err(|fault| fault.below("status.loadBalancer"))
-            }
-            None => Ok(&[]),
-        });
-    for (index, value) in notes.or_default(list).iter().enumerate() {
+    for (index, value) in notes.or_default(ingress(root)).iter().enumerate() {
         let path = format!("status.loadBalancer.ingress{}", element(index));
         let text = as_object(value).and_then(|ingress| {
             let proxied = json::text(ingress, "ipMode")? == Some("Proxy");
@@ -86,6 +75,14 @@ fn ingress_ips(root: &Map<String, Value>, ips: &mut SmallVec<[IpAddr; 2]>, notes
         let text = notes.or_default(text.map_err(|fault| fault.below(&path))).unwrap_or_default();
         add(text, &format!("{path}.ip"), ips, notes);
     }
+}
+
+/// `status.loadBalancer.ingress`
+pub(super) fn ingress(root: &Map<String, Value>) -> Result<&[Value], Fault> {
+    let Some(status) = json::object(root, "status")? else { return Ok(&[]) };
+    let balancer = json::object(status, "loadBalancer").map_err(|fault| fault.below("status"))?;
+    let Some(balancer) = balancer else { return Ok(&[]) };
+    json::list(balancer, "ingress").map_err(|fault| fault.below("status.loadBalancer"))
 }
 
 fn add(text: &str, path: &str, ips: &mut SmallVec<[IpAddr; 2]>, notes: &mut Notes) {

@@ -339,6 +339,12 @@ fn mistakes_in_a_service_cost_only_themselves() {
     assert_eq!(notes.len(), 4, "{notes:?}");
 }
 
+/// Every way in which an object can be read.
+pub(crate) fn every_reading() -> impl Iterator<Item = (Kind, ServiceDetail)> {
+    let addresses = Kind::ALL.into_iter().map(|kind| (kind, ServiceDetail::Addresses));
+    addresses.chain([(Kind::Service, ServiceDetail::Full)])
+}
+
 /// JSON of any shape, with the field names that are read here.
 pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let names = prop::sample::select(vec![
@@ -375,14 +381,51 @@ pub(crate) fn any_json() -> impl Strategy<Value = Value> {
         "restartPolicy",
         "port",
         "endPort",
+        "addressType",
+        "endpoints",
+        "addresses",
+        "address",
+        "conditions",
+        "ready",
+        "nodeName",
+        "hints",
+        "forZones",
+        "forNodes",
+        "podCIDRs",
+        "ipFamilies",
+        "sessionAffinity",
+        "sessionAffinityConfig",
+        "clientIP",
+        "timeoutSeconds",
+        "externalTrafficPolicy",
+        "loadBalancerSourceRanges",
+        "loadBalancerIP",
+        "kube-router.io/service.local",
+        "type",
+        "protocol",
     ]);
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
-        prop::sample::select(vec!["v1", "Pod", "10.0.0.1", "::1", "None", "Always", "2024-01-01T00:00:00Z"])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "v1",
+            "Pod",
+            "10.0.0.1",
+            "::1",
+            "fd00::1",
+            "None",
+            "Always",
+            "2024-01-01T00:00:00Z",
+            "10.0.0.0/8",
+            "InternalIP",
+            "IPv4",
+            "ClientIP",
+            "Local",
+            "LoadBalancer",
+        ])
+        .prop_map(Value::from),
         ".{0,8}".prop_map(Value::from),
     ];
     leaf.prop_recursive(6, 48, 5, move |inner| {
@@ -396,12 +439,18 @@ pub(crate) fn any_json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn any_json_is_read_or_excluded(value in any_json(), spec in any_json(), status in any_json()) {
+    fn any_json_is_read_or_excluded(
+        value in any_json(), metadata in any_json(), spec in any_json(), status in any_json(),
+        endpoints in any_json(), ports in any_json(),
+    ) {
         let mut interner = Interner::new();
-        for kind in Kind::ALL {
-            let named = json!({"metadata": {"name": "a"}, "spec": spec, "status": status});
-            for value in [&value, &named] {
-                match object_of(kind, value, &mut interner) {
+        let named = json!({"metadata": {"name": "a"}, "spec": spec, "status": status,
+            "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
+        let mut whole = named.clone();
+        whole["metadata"] = metadata;
+        for (kind, detail) in every_reading() {
+            for value in [&value, &named, &whole] {
+                match object_of_with(detail, kind, value, &mut interner) {
                     Ok(decoded) => prop_assert_eq!(decoded.object.object_ref().kind, kind),
                     Err(excluded) => prop_assert!(excluded.object.kind == kind && !excluded.reason.is_empty()),
                 }

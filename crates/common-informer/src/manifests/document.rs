@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::decode::{self, Decoded, Excluded};
+use crate::decode::{self, Decoded, Excluded, ServiceDetail};
 use crate::intern::Interner;
 use crate::object::Kind;
 
@@ -15,13 +15,18 @@ pub struct Documents {
     pub malformed: Vec<String>,
 }
 
-/// Reads YAML (of which JSON is a part): documents separated by `---`, and `List` kinds.
+/// [`parse_with`] only the addresses of Services.
 pub fn parse(text: &str, interner: &mut Interner) -> Documents {
+    parse_with(ServiceDetail::Addresses, text, interner)
+}
+
+/// Reads YAML (of which JSON is a part): documents separated by `---`, and `List` kinds.
+pub fn parse_with(detail: ServiceDetail, text: &str, interner: &mut Interner) -> Documents {
     let mut documents = Documents::default();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (line, document) in split(text) {
         match serde_saphyr::from_str::<Value>(document) {
-            Ok(value) => documents.add(&value, interner),
+            Ok(value) => documents.add(detail, &value, interner),
             Err(_) => documents.malformed.push(explain(line, document)),
         }
     }
@@ -29,11 +34,11 @@ pub fn parse(text: &str, interner: &mut Interner) -> Documents {
 }
 
 /// Reads JSON: values one after another. What follows a mistake is lost.
-pub(super) fn parse_json(text: &str, interner: &mut Interner) -> Documents {
+pub(super) fn parse_json(detail: ServiceDetail, text: &str, interner: &mut Interner) -> Documents {
     let mut documents = Documents::default();
     for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
         match value {
-            Ok(value) => documents.add(&value, interner),
+            Ok(value) => documents.add(detail, &value, interner),
             Err(error) => documents.malformed.push(error.to_string()),
         }
     }
@@ -79,7 +84,7 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 }
 
 impl Documents {
-    fn add(&mut self, value: &Value, interner: &mut Interner) {
+    fn add(&mut self, detail: ServiceDetail, value: &Value, interner: &mut Interner) {
         if value.is_null() {
             return;
         }
@@ -92,20 +97,20 @@ impl Documents {
             (Some(item_kind), Some(Value::Array(items))) => {
                 let item_kind = Kind::of(text("apiVersion"), item_kind);
                 for item in items {
-                    self.add_item(item_kind, item, interner);
+                    self.add_item(detail, item_kind, item, interner);
                 }
             }
-            _ => self.objects.extend(decode::object(value, interner).transpose()),
+            _ => self.objects.extend(decode::object_with(detail, value, interner).transpose()),
         }
     }
 
     /// Items of a typed list, such as a `PodList`, need not say their kind.
-    fn add_item(&mut self, kind: Option<Kind>, item: &Value, interner: &mut Interner) {
+    fn add_item(&mut self, detail: ServiceDetail, kind: Option<Kind>, item: &Value, interner: &mut Interner) {
         match kind {
             Some(kind) if item.get("kind").is_none() => {
-                self.objects.push(decode::object_of(kind, item, interner));
+                self.objects.push(decode::object_of_with(detail, kind, item, interner));
             }
-            _ => self.add(item, interner),
+            _ => self.add(detail, item, interner),
         }
     }
 }

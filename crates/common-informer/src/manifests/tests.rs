@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::document::parse_json;
 use super::*;
+use crate::decode::ServiceDetail;
 use crate::informer::{Informer, Source};
 use crate::intern::Interner;
 use crate::object::{Change, Object, ObjectRef};
@@ -294,11 +295,15 @@ fn documents_with_windows_line_ends_and_byte_order_mark_are_read() {
 #[test]
 fn json_after_a_mistake_is_reported() {
     let documents = parse_json(
+        ServiceDetail::Addresses,
         r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"spec":{}} {"kind": nonsense}"#,
         &mut Interner::new(),
     );
     assert_eq!(names(&documents), ["a"]);
     assert_eq!(documents.malformed.len(), 1, "{documents:?}");
-    assert_eq!(parse_json(" \n", &mut Interner::new()).malformed, Vec::<String>::new());
-    assert_eq!(parse_json("{\"a\":", &mut Interner::new()).malformed.len(), 1);
+    assert_eq!(
+        parse_json(ServiceDetail::Addresses, " \n", &mut Interner::new()).malformed,
+        Vec::<String>::new()
+    );
+    assert_eq!(parse_json(ServiceDetail::Addresses, "{\"a\":", &mut Interner::new()).malformed.len(), 1);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::inotify::WatchDescriptor;
 
-use super::document::{Documents, parse, parse_json};
+use super::document::{Documents, parse_json, parse_with};
 use super::watch::Watch;
 use crate::decode::{Decoded, Excluded};
 use crate::hub::Hub;
@@ -84,8 +84,10 @@ impl Tree {
                 update.watch_works(*kind);
                 update.begin_list(*kind);
             }
-            for (_, decoded) in objects.into_values() {
-                update.apply(decoded);
+            for (object, (_, decoded)) in objects {
+                if hub.options().wants(&object) {
+                    update.apply(decoded);
+                }
             }
             for kind in &self.kinds {
                 update.end_list(*kind);
@@ -104,11 +106,12 @@ impl Tree {
                 continue;
             }
             let racy = version.is_young();
+            let detail = hub.options().services;
             let documents = match fs::read_to_string(path) {
                 Ok(text) if path.extension() == Some(OsStr::new("json")) => {
-                    parse_json(&text, &mut hub.interner())
+                    parse_json(detail, &text, &mut hub.interner())
                 }
-                Ok(text) => parse(&text, &mut hub.interner()),
+                Ok(text) => parse_with(detail, &text, &mut hub.interner()),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     self.files.remove(path);
                     continue;

@@ -44,7 +44,7 @@ impl Cluster {
             Kind::Namespace => self.namespaces(),
             Kind::Pod => self.pods,
             Kind::NetworkPolicy => self.policies,
-            Kind::Service => 0,
+            Kind::Service | Kind::EndpointSlice | Kind::Node => 0,
         }
     }
 
@@ -54,7 +54,7 @@ impl Cluster {
             Kind::Namespace => self.namespace_json(number, false),
             Kind::Pod => self.pod_json(number),
             Kind::NetworkPolicy => self.policy_json(number, 8000),
-            Kind::Service => Value::Null,
+            Kind::Service | Kind::EndpointSlice | Kind::Node => Value::Null,
         }
     }
 

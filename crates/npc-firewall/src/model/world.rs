@@ -99,6 +99,8 @@ impl World {
                         self.set_policy(&object.key, Some(Policy::validate(&policy)), touched);
                     }
                     Object::Service(service) => self.set_service(&object.key, Some(service), touched),
+                    // Not asked for, see run::KINDS.
+                    Object::FullService(_) | Object::EndpointSlice(_) | Object::Node(_) => {}
                 }
             }
             Change::Deleted(_) => {
@@ -118,6 +120,7 @@ impl World {
             Kind::Namespace => self.set_namespace(&object.key.name, None, touched),
             Kind::NetworkPolicy => self.set_policy(&object.key, None, touched),
             Kind::Service => self.set_service(&object.key, None, touched),
+            Kind::EndpointSlice | Kind::Node => {}
         }
     }
 
@@ -284,6 +287,7 @@ impl World {
             Kind::Namespace => self.namespaces.values().filter(|ns| ns.object.is_some()).count(),
             Kind::NetworkPolicy => self.namespaces.values().map(|ns| ns.policies.len()).sum(),
             Kind::Service => self.services.len(),
+            Kind::EndpointSlice | Kind::Node => 0,
         }
     }
 

@@ -1,0 +1,85 @@
+//! core/v1 Node.
+
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+use smallvec::SmallVec;
+
+use super::json::{self, Fault, as_object, element};
+use super::pod::address;
+use super::{Notes, annotations, metadata};
+use crate::intern::Interner;
+use crate::object::{Kind, Node, NodeAddress, NodeAddressKind};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const EXCLUDED_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) -> Result<Node, Fault> {
+    let root = as_object(value)?;
+    let metadata = metadata(Kind::Node, root, interner)?;
+    // Files may have a node only for its zone.
+    let empty = Map::new();
+    let spec = notes.or_default(json::object(root, "spec")).unwrap_or(&empty);
+    let status = notes.or_default(json::object(root, "status")).unwrap_or(&empty);
+    Ok(Node {
+        name: metadata.key.name,
+        zone: metadata.labels.get(ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned(),
+        excluded_from_load_balancers: metadata.labels.contains_key(EXCLUDED_LABEL),
+        addresses: addresses(status, notes),
+        pod_cidrs: pod_cidrs(spec, notes),
+        annotations: annotations(metadata.fields, interner, notes),
+    })
+}
+
+fn addresses(status: &Map<String, Value>, notes: &mut Notes) -> Vec<NodeAddress> {
+    let mut addresses = Vec::new();
+    let list = notes.or_default(json::list(status, "addresses").map_err(|fault| fault.below("status")));
+    for (index, value) in list.iter().enumerate() {
+        match as_object(value).and_then(node_address) {
+            Ok(Some(address)) if !addresses.contains(&address) => addresses.push(address),
+            Ok(_) => {}
+            Err(fault) => notes.add(&fault.below(&format!("status.addresses{}", element(index)))),
+        }
+    }
+    addresses
+}
+
+/// `None` for host names.
+fn node_address(fields: &Map<String, Value>) -> Result<Option<NodeAddress>, Fault> {
+    let kind = match json::text(fields, "type")? {
+        Some("InternalIP") => NodeAddressKind::Internal,
+        Some("ExternalIP") => NodeAddressKind::External,
+        _ => return Ok(None),
+    };
+    let text = json::text(fields, "address")?.unwrap_or_default();
+    let ip = address(text).map_err(|fault| fault.below("address"))?;
+    Ok(Some(NodeAddress { kind, ip }))
+}
+
+/// `podCIDRs`, or `podCIDR` in objects from before there were two.
+fn pod_cidrs(spec: &Map<String, Value>, notes: &mut Notes) -> SmallVec<[IpNet; 2]> {
+    let mut cidrs = SmallVec::new();
+    let mut add = |text: Result<&str, Fault>, path: &str, notes: &mut Notes| match text
+        .and_then(|text| if text.is_empty() { Ok(None) } else { network(text).map(Some) })
+    {
+        Ok(Some(cidr)) if !cidrs.contains(&cidr) => cidrs.push(cidr),
+        Ok(_) => {}
+        Err(fault) => notes.add(&fault.below(path)),
+    };
+    let list = notes.or_default(json::list(spec, "podCIDRs").map_err(|fault| fault.below("spec")));
+    for (index, value) in list.iter().enumerate() {
+        add(json::as_text(value), &format!("spec.podCIDRs{}", element(index)), notes);
+    }
+    if list.is_empty() {
+        let text = json::text(spec, "podCIDR").map_err(|fault| fault.below("spec"));
+        let text = notes.or_default(text).unwrap_or_default();
+        add(Ok(text), "spec.podCIDR", notes);
+    }
+    cidrs
+}
+
+/// A network with its host bits cleared, as Go's `net.ParseCIDR` gives it.
+pub(super) fn network(text: &str) -> Result<IpNet, Fault> {
+    text.parse::<IpNet>()
+        .map(|network| network.trunc())
+        .map_err(|_| Fault::new("", format!("{text:?} is not a network, such as 10.0.0.0/8")))
+}
