@@ -57,6 +57,7 @@ test-netns: need-cargo ## Real nftables and real packets, in namespaces; needs r
 test-conformance: need-cargo ## The public suites of ../shared/conformance (CONFORMANCE_ALL=1: every case as packets)
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
 	cargo test -p npc-firewall --features conformance --test conformance_oracle --test conformance_netns
+	cargo test -p common-informer --features conformance --test conformance_endpoints
 
 .PHONY: fuzz-smoke
 fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests
