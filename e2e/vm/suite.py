@@ -1,0 +1,131 @@
+"""Suites: what cargo builds for them, and the part of the guest's file system that holds them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guest import HERE, Archive, Failed, say
+
+ROOT = HERE.parent.parent
+
+
+@dataclass
+class Suite:
+    """A table of suites.toml."""
+
+    name: str
+    package: str
+    test: str
+    timeout_seconds: int
+    features: list[str] = field(default_factory=list)
+    # Files and folders of the project that the tests read.
+    files: list[str] = field(default_factory=list)
+    # Threads of the test harness; as many as there are processors if absent.
+    threads: int | None = None
+    # Under emulation only tests whose names contain one of these, with the reason for the choice.
+    emulated: list[str] = field(default_factory=list)
+    # Found by cargo.
+    program: Path | None = None
+    folder: Path | None = None
+
+
+def read_suites(names):
+    with open(HERE / "suites.toml", "rb") as file:
+        suites = [Suite(**table) for table in tomllib.load(file)["suite"]]
+    unknown = set(names) - {suite.name for suite in suites}
+    if unknown:
+        raise Failed(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in suites)}")
+    return [suite for suite in suites if not names or suite.name in names]
+
+
+def build(suites):
+    """Has cargo build the suites; returns the programs that they start, by the paths they know."""
+    words = ["cargo", "test", "--no-run", "--message-format=json-render-diagnostics"]
+    for suite in suites:
+        words += ["-p", suite.package, "--test", suite.test]
+        words += [f"--features={suite.package}/{feature}" for feature in suite.features]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Failed("cargo failed")
+    programs = []
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if not message.get("executable"):
+            continue
+        path, target = Path(message["executable"]), message["target"]
+        if target["kind"] == ["bin"]:
+            programs.append(path)
+        folder = Path(message["manifest_path"]).parent
+        for suite in suites:
+            # Packages are in folders of their names.
+            if target["kind"] == ["test"] and (folder.name, target["name"]) == (suite.package, suite.test):
+                suite.program, suite.folder = path, folder
+    for suite in suites:
+        if not suite.program:
+            raise Failed(f"cargo built nothing for {suite.name}")
+    return programs
+
+
+def stripped(path, work):
+    """The program without what only a debugger reads: nine tenths of it."""
+    target = work / path.name
+    if not shutil.which("strip"):
+        return path
+    subprocess.run(["strip", "--strip-debug", "-o", target, path], check=True)
+    return target
+
+
+def libraries(path):
+    """The shared libraries of a program of this machine, with the loader."""
+    done = subprocess.run(["ldd", path], capture_output=True, text=True)
+    if done.returncode:
+        # Static.
+        return []
+    return [Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)]
+
+
+def write_tests(path, suites, programs, plan):
+    """The archive with the suites' programs, the files that they read, and /vm/plan."""
+    work = path.parent / "stripped"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    archive = Archive(path)
+    archive.copy(HERE / "init", "init")
+    archive.data("vm/plan", plan.encode())
+    for program in programs:
+        archive.copy(stripped(program, work), str(program))
+    for suite in suites:
+        archive.copy(stripped(suite.program, work), f"vm/bin/{suite.name}")
+        archive.folder(str(suite.folder))
+        for name in suite.files:
+            archive.copy(ROOT / name, str(ROOT / name))
+        start = f"#!/bin/sh\ncd {shlex.quote(str(suite.folder))} && exec /vm/bin/{suite.name} \"$@\"\n"
+        archive.data(f"vm/{suite.name}", start.encode(), 0o755)
+    for program in [*programs, *(suite.program for suite in suites)]:
+        for library in libraries(program):
+            # What it links to, under the name it is asked for by.
+            archive.data(str(library), library.read_bytes(), 0o755)
+    archive.close()
+    shutil.rmtree(work)
+
+
+def plan(suites, number, arguments, emulated, everything):
+    """The script of a run: one step for each suite."""
+    lines = [f"VM_NUMBER={number}", "mark up $(uname -r)"]
+    for suite in suites:
+        words = ["--color=always" if sys.stdout.isatty() else "--color=never"]
+        if suite.threads:
+            words.append(f"--test-threads={suite.threads}")
+        if emulated and not everything and not arguments:
+            words += suite.emulated
+        limit = int(os.environ.get("VM_TIMEOUT") or suite.timeout_seconds)
+        lines.append(shlex.join(["step", suite.name, str(limit), *words, *arguments]))
+    lines.append("mark end")
+    return "\n".join(lines) + "\n"
