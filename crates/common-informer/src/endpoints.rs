@@ -16,11 +16,13 @@
 //! that is in several slices, and [`Claims`] for Services that share an address.
 
 mod claims;
+mod explain;
 mod policy;
 mod select;
 mod slices;
 
 pub use claims::{Claims, Frontend};
+pub use explain::explain;
 pub use policy::{PassedOver, Policies, Traffic, passed_over};
 pub use select::{
     Candidate, Condition, Fate, Place, PortKey, Selection, Topology, Verdict, ready_addresses_here, select,

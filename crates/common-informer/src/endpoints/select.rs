@@ -303,8 +303,8 @@ impl fmt::Display for Verdict {
             Self::NotReady => "does not serve: it is not ready",
             Self::Terminating => "does not serve: it terminates, and others are ready",
             Self::OtherNode => "does not serve: it is on another node, and the policy is Local",
-            Self::HintedOtherNode => "does not serve: its hints are for other nodes, others' for this one",
-            Self::HintedOtherZone => "does not serve: its hints are for other zones, others' for this one",
+            Self::HintedOtherNode => "does not serve: it is meant for other nodes, and another for this one",
+            Self::HintedOtherZone => "does not serve: it is meant for other zones, and another for this one",
         })
     }
 }
@@ -312,9 +312,9 @@ impl fmt::Display for Verdict {
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Served => "served",
-            Self::Dropped => "dropped: no endpoint on this node serves",
-            Self::Refused => "refused: no endpoint serves",
+            Self::Served => "packets are served",
+            Self::Dropped => "packets are dropped: endpoints serve only elsewhere",
+            Self::Refused => "packets are refused: no endpoint serves anywhere",
         })
     }
 }
