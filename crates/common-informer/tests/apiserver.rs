@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common_informer::object::{Change, Kind, Object};
-use common_informer::{Informer, Source};
+use common_informer::decode::ServiceDetail;
+use common_informer::object::{Change, Family, Kind, Object, TrafficPolicy};
+use common_informer::{Informer, Options, Source};
 use futures::stream::{self, StreamExt as _};
 use http::{Method, Request, StatusCode};
 use kube::client::Body;
@@ -185,7 +186,8 @@ impl Cluster {
 
     async fn informer(&self) -> Informer {
         let source = Source::Api { kubeconfig: Some(self.kubeconfig()), master: None };
-        Informer::start(&source, &Kind::ALL).await.unwrap()
+        let options = Options { services: ServiceDetail::Full, only_node: None };
+        Informer::start_with(&source, &Kind::ALL, options).await.unwrap()
     }
 }
 
@@ -257,6 +259,7 @@ async fn informer_follows_a_real_api_server_through_restarts() {
     consumer.until("what every cluster has", has("Service default/kubernetes")).await;
 
     follows_changes(&client, &mut consumer).await;
+    reads_a_service_with_its_defaults(&client, &mut consumer).await;
     lists_two_thousand_pods(&cluster, &client, &mut consumer).await;
 
     // One pod goes and one comes right after the restart, before the informer's wait has passed.
@@ -317,6 +320,45 @@ async fn follows_changes(client: &Client, consumer: &mut Consumer) {
             matches!(objects.get("NetworkPolicy default/p"),
                 Some(Object::NetworkPolicy(policy)) if policy.isolates_ingress && policy.isolates_egress)
         })
+        .await;
+}
+
+/// What the API server adds to a Service, a slice and a node is read.
+async fn reads_a_service_with_its_defaults(client: &Client, consumer: &mut Consumer) {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+            "ports": [{"name": "http", "port": 80}]}});
+    must(client, Method::POST, "/api/v1/namespaces/default/services", Some(&service)).await;
+    consumer
+        .until("the service with its defaults", |objects| {
+            matches!(objects.get("Service default/web"), Some(Object::FullService(service))
+                if service.cluster_ips.len() == 1 && service.families[..] == [Family::V4]
+                    && service.ports[0].node_port.is_some() && service.health_check_node_port.is_some()
+                    && service.affinity_seconds == Some(10_800) && service.allocate_node_ports
+                    && service.external_policy == TrafficPolicy::Local && !service.uid.is_empty()
+                    && service.created > 0)
+        })
+        .await;
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+        "ports": [{"port": 8080}], "endpoints": [{"addresses": ["10.1.0.1"]}]});
+    must(client, Method::POST, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", Some(&slice))
+        .await;
+    consumer
+        .until("the slice with its defaults", |objects| {
+            matches!(objects.get("EndpointSlice default/web-1"), Some(Object::EndpointSlice(slice))
+                if slice.service.as_deref() == Some("web") && slice.ports[0].port == Some(8080)
+                    && slice.endpoints[0].ready && slice.endpoints[0].serving && !slice.endpoints[0].terminating)
+        })
+        .await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},
+        "spec": {"podCIDR": "10.1.0.0/24"}});
+    must(client, Method::POST, "/api/v1/nodes", Some(&node)).await;
+    consumer
+        .until(
+            "the node",
+            |objects| matches!(objects.get("Node n1"), Some(Object::Node(node)) if node.pod_cidrs.len() == 1),
+        )
         .await;
 }
 

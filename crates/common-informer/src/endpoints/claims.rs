@@ -82,7 +82,7 @@ impl Claims {
         self.frontends.get(frontend)?.first().map(|claim| &claim.service)
     }
 
-    /// The frontends that a Service wants and another one has, with that one.
+    /// The frontends that a Service wants and another one has, in order, with that one.
     pub fn lost<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = (Frontend, &'a ObjectKey)> {
         let claims = self.services.get(service).map_or(&[][..], |claims| claims);
         claims.iter().filter_map(move |(frontend, _)| {
