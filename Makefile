@@ -10,6 +10,11 @@ export CONFORMANCE_DIR
 TEST_PACKAGES := iproute2 nftables conntrack util-linux xz-utils
 BENCH_PACKAGES := iproute2 nftables ipset iptables
 
+# Tests that need root or the public suites. Always with the same packages and features, so that each crate is
+# compiled once for all of them.
+PRIVILEGED := --workspace --features kernel-nft/netns,npc-firewall/netns,npc-firewall/conformance,common-informer/conformance
+FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
+
 .PHONY: help
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,16 +53,12 @@ test-unit: need-cargo ## Golden cases, properties, replay; needs no privileges
 .PHONY: test-netns
 test-netns: need-cargo ## Real nftables and real packets, in namespaces; needs root
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
-	cargo build -p npc-firewall
-	cargo test -p test-netns
-	NPC_FIREWALL="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/npc-firewall" cargo test -p e2e
-	cargo test -p kernel-nft -p npc-firewall --features kernel-nft/netns,npc-firewall/netns --test netns
+	NPC_FIREWALL="$(FIREWALL)" cargo test $(PRIVILEGED) --lib --test netns --test namespace --test outcomes --test topology --test demo
 
 .PHONY: test-conformance
 test-conformance: need-cargo ## The public suites of ../shared/conformance (CONFORMANCE_ALL=1: every case as packets)
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
-	cargo test -p npc-firewall --features conformance --test conformance_oracle --test conformance_netns
-	cargo test -p common-informer --features conformance --test conformance_endpoints
+	cargo test $(PRIVILEGED) --test conformance_oracle --test conformance_netns --test conformance_endpoints
 
 .PHONY: fuzz-smoke
 fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests
@@ -82,7 +83,7 @@ chart-check: ## The chart, its objects, and the manifests made from it
 
 .PHONY: check-metrics
 check-metrics: need-cargo ## Prometheus scrapes the binary; dashboard and alerts against what it says; needs root
-	deploy/check-metrics npc-firewall
+	deploy/check-metrics npc-firewall $(BINARY)
 
 .PHONY: image
 image: ## The container images, with buildah; BUILD_BASE=local does without a registry; needs root
@@ -98,7 +99,8 @@ lint: need-cargo ## Formatting and clippy; warnings are errors
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 .PHONY: ci
-ci: lint test chart-check check-metrics ## What .ci/run runs
+ci: lint test chart-check ## What .ci/run runs
+	@$(MAKE) --no-print-directory check-metrics BINARY="$(FIREWALL)"
 	@if [ -d "$(CONFORMANCE_DIR)" ]; then $(MAKE) --no-print-directory test-conformance; \
 	else echo "no $(CONFORMANCE_DIR): the conformance suites are not part of this run"; fi
 
