@@ -158,8 +158,9 @@ fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
         match expression {
             Expr::Lookup { set, verdict_map, .. } => {
                 let set = ruleset.sets.get(set).ok_or(libc::ENOENT)?;
-                // The other way round is allowed: a map is a set of its keys as well.
-                if *verdict_map && !set.spec.verdict_map {
+                // KERNEL: nft_lookup_init(). Since Linux 6.5 a rule may look up only the keys of a map; who relies
+                // on that fails on kernels that we support, so it is refused here.
+                if *verdict_map != set.spec.verdict_map {
                     return Err(libc::EINVAL);
                 }
             }

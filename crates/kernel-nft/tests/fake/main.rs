@@ -16,15 +16,26 @@ use std::collections::BTreeMap;
 use contract::World;
 use kernel_nft::{CommitError, Counter, Error, Fake, Family, Name, Nftables, Observed, Transaction};
 
-struct InMemory(Fake);
+struct InMemory {
+    fake: Fake,
+    has_persist: bool,
+}
 
 impl World for InMemory {
     fn open(&mut self) -> Box<dyn Nftables> {
-        Box::new(Process(self.0.stranger()))
+        Box::new(Process(self.fake.stranger()))
     }
 
     fn flush_by_stranger(&mut self) {
-        self.0.flush_by_stranger();
+        self.fake.flush_by_stranger();
+    }
+
+    fn has_persist(&self) -> bool {
+        self.has_persist
+    }
+
+    fn maps_are_sets(&self) -> bool {
+        false
     }
 }
 
@@ -56,9 +67,17 @@ impl Nftables for Process {
 }
 
 fn in_memory(test: fn(&mut dyn World)) {
-    test(&mut InMemory(Fake::new()));
+    test(&mut InMemory { fake: Fake::new(), has_persist: true });
+}
+
+fn in_memory_without_persist(test: fn(&mut dyn World)) {
+    test(&mut InMemory { fake: Fake::without_persist(), has_persist: false });
 }
 
 mod keeps_the_contract {
     crate::contract::contract!(super::in_memory);
+}
+
+mod keeps_the_contract_without_persist {
+    crate::contract::contract!(super::in_memory_without_persist);
 }

@@ -6,7 +6,7 @@ use kernel_nft::{
 };
 
 use crate::layout::{layout, name};
-use crate::namespace::{feed, in_netns, run, try_run};
+use crate::namespace::{feed, in_netns, linux_is_at_least, run, try_run};
 
 pub(crate) fn commit(socket: &mut Socket, table: &str, ops: &[Op]) {
     let table = name(table);
@@ -144,7 +144,7 @@ fn a_dormant_table_is_seen_and_woken() {
 #[test]
 fn an_owned_table_cannot_be_changed_by_nft() {
     in_netns(|| {
-        let flags = TableFlags { owner: true, persist: true, dormant: false };
+        let flags = TableFlags { owner: true, persist: linux_is_at_least(6, 9), dormant: false };
         let want = layout("npc", flags);
         let mut socket = Socket::open().unwrap();
         load(&mut socket, &want);

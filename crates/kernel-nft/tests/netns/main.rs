@@ -16,7 +16,7 @@ mod witness;
 
 use contract::World;
 use kernel_nft::{Nftables, Socket};
-use namespace::{in_netns, run};
+use namespace::{in_netns, linux_is_at_least, run};
 
 struct Kernel {
     end_ack: bool,
@@ -30,6 +30,14 @@ impl World for Kernel {
 
     fn flush_by_stranger(&mut self) {
         run("nft", &["flush", "ruleset"]);
+    }
+
+    fn has_persist(&self) -> bool {
+        linux_is_at_least(6, 9)
+    }
+
+    fn maps_are_sets(&self) -> bool {
+        linux_is_at_least(6, 5)
     }
 }
 

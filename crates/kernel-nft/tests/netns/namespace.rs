@@ -14,6 +14,14 @@ pub(crate) fn in_netns<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'sta
     }
 }
 
+/// By the kernel's own word, for what differs.
+pub(crate) fn linux_is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("proc is mounted");
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse().ok());
+    let mut next = || numbers.next().expect("a release such as 6.1.0");
+    (next(), next()) >= (major, minor)
+}
+
 /// Runs a program in the namespace of the calling thread; panics with its words if it fails.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     match try_run(program, arguments) {
