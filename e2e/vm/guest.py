@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 KERNEL = "linux-image-cloud-amd64"
 # Programs of the guest. Of what they depend on, the libraries come along.
 TOOLS = [
-    "busybox-static", "conntrack", "iproute2", "iputils-ping", "ipvsadm", "kmod", "libgcc-s1", "netbase",
+    "bash", "busybox-static", "conntrack", "iproute2", "iputils-ping", "ipvsadm", "kmod", "libgcc-s1", "netbase",
     "nftables", "tcpdump", "util-linux",
 ]  # fmt: skip
 LEFT_OUT = re.compile(
@@ -144,7 +144,7 @@ class Packages:
             name = todo.pop()
             if name not in names:
                 names.add(name)
-                todo += [n for n in graph.get(name, []) if n.startswith("lib") and n in graph]
+                todo += [n for n in graph.get(name, []) if n.startswith(("lib", "zlib")) and n in graph]
         listing = output(*self.APT, "download", "--print-uris", *sorted(names))
         return [(line.split()[1], int(line.split()[2])) for line in listing.splitlines() if line]
 
@@ -218,6 +218,7 @@ class Base:
         archive.data("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
         archive.data("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")
         self._add_modules(archive, root, image, version)
+        self._check_libraries(root)
         self._add_tools(archive, root)
         archive.close()
         made.rename(self.folder)
@@ -241,6 +242,18 @@ class Base:
             archive.copy(modules / path, f"lib/modules/{version}/{path}")
 
     @staticmethod
+    def _check_libraries(root):
+        """Only libraries were taken of what the programs depend on: are they all there?"""
+        libraries = root / "usr/lib/x86_64-linux-gnu"
+        for path in [*(root / "usr/bin").iterdir(), *(root / "usr/sbin").iterdir()]:
+            if path.is_symlink() or path.read_bytes()[:4] != b"\x7fELF":
+                continue
+            listing = [libraries / "ld-linux-x86-64.so.2", "--library-path", libraries, "--list", path]
+            words = subprocess.run(listing, capture_output=True, text=True)
+            if "cannot open shared object" in words.stderr:
+                raise Failed(words.stderr.strip())
+
+    @staticmethod
     def _add_tools(archive, root):
         def add(path):
             name = as_one(path.relative_to(root))
@@ -253,7 +266,8 @@ class Base:
                 archive.copy(path, name)
 
         add(root)
-        # Debian's programs come first; busybox gives the rest.
+        # Debian's programs come first; busybox gives the rest. Not the shell: busybox's runs its own ip for ip.
+        archive.link("usr/bin/sh", "bash")
         for applet in output(root / "usr/bin/busybox", "--list").split():
             if f"usr/sbin/{applet}" not in archive.names:
                 archive.link(f"usr/bin/{applet}", "busybox")

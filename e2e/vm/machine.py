@@ -40,7 +40,7 @@ def command(accelerator, kernel, archives, memory, interactive=False):
     words += ["-nic", "none", "-vga", "none", "-display", "none", "-no-reboot"]
     words += {"kvm": ["-accel", "kvm", "-cpu", "host"], "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max"]}[accelerator]
     words += ["-serial", "mon:stdio" if interactive else "stdio"]
-    append = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on"
+    append = "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off random.trust_cpu=on"
     return [*words, "-kernel", str(kernel), "-initrd", str(archives), "-append", append]
 
 

@@ -29,6 +29,8 @@ class Suite:
     files: list[str] = field(default_factory=list)
     # Threads of the test harness; as many as there are processors if absent.
     threads: int | None = None
+    # Under emulation loaded first: the kernel takes half a second to find and load each one by itself.
+    preload: list[str] = field(default_factory=list)
     # Under emulation only tests whose names contain one of these, with the reason for the choice.
     emulated: list[str] = field(default_factory=list)
     # Found by cargo.
@@ -125,6 +127,8 @@ def plan(suites, number, arguments, emulated, everything):
             words.append(f"--test-threads={suite.threads}")
         if emulated and not everything and not arguments:
             words += suite.emulated
+        if emulated and suite.preload:
+            lines.append(shlex.join(["modprobe", "-a", *suite.preload]))
         limit = int(os.environ.get("VM_TIMEOUT") or suite.timeout_seconds)
         lines.append(shlex.join(["step", suite.name, str(limit), *words, *arguments]))
     lines.append("mark end")
