@@ -1,6 +1,7 @@
 //! The commands: what is connected to what in each of them.
 
 use std::io;
+use std::io::Write;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -111,8 +112,7 @@ async fn plan(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
     planner.update(&world, &touched);
     let mut problems = Problems::default();
     problems.update(&world, &planner);
-    print!("{}", kernel_nft::text::render(planner.ruleset()));
-    Ok(())
+    print(&kernel_nft::text::render(planner.ruleset()))
 }
 
 /// Prints what `run` would change in the kernel.
@@ -129,8 +129,15 @@ async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
     let mut firewall = Firewall::new(&node, config.plan, TableFlags::default(), surroundings);
     everything(common).await?.into_iter().for_each(|batch| firewall.receive(batch));
     let ops = firewall.difference()?;
-    print!("{}", kernel_nft::text::render_ops(firewall.planner().ruleset(), &ops));
-    Ok(())
+    print(&kernel_nft::text::render_ops(firewall.planner().ruleset(), &ops))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // The reader has seen enough: `plan | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("writing to the standard output"),
+    }
 }
 
 /// All objects that there are now.
