@@ -4,7 +4,7 @@
 //!   EndpointSlices ─► Slices ── of one Service ──┐
 //!   port, family, node and zone ─────────────────┴► select ─► Selection: for each endpoint a Verdict,
 //!   FullService ─► Policies: Internal, External, Inside ─► Cluster or Local ─┘       and a Fate for each policy
-//!   FullService ─► Claims: whose an address and port is, where several Services want it
+//!   FullService ─► Services: whose an address and port is, where several Services want it
 //! ```
 //!
 //! The service proxy programs these endpoints and route-bgp announces addresses by them, so it is here, once.
@@ -13,18 +13,18 @@
 //! The rules are those of the API (discovery/v1 and core/v1), of KEP-1669 (terminating endpoints), KEP-2433
 //! and KEP-3015 (hints), and of kube-proxy where these are silent (`CategorizeEndpoints` in
 //! `pkg/proxy/topology.go`). What kube-proxy leaves to chance is decided here: see [`select`] for an endpoint
-//! that is in several slices, and [`Claims`] for Services that share an address.
+//! that is in several slices, and [`Services`] for those that share an address.
 
-mod claims;
 mod explain;
 mod policy;
 mod select;
+mod services;
 mod slices;
 
-pub use claims::{Claims, Frontend};
 pub use explain::explain;
 pub use policy::{PassedOver, Policies, Traffic, passed_over};
 pub use select::{
     Candidate, Condition, Fate, Place, PortKey, Selection, Topology, Verdict, ready_addresses_here, select,
 };
+pub use services::{Frontend, Origin, Services, frontends};
 pub use slices::Slices;

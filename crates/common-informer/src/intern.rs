@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::object::{EndpointPort, Hints, Labels, NamedPort, Str};
+use crate::object::{EndpointPort, Hints, Labels, NamedPort, ServiceSettings, Str};
 
-/// Pools of shared strings, label maps, port lists and hints.
+/// Pools of shared strings, label maps, port lists, hints and settings of Services.
 ///
 /// A pool forgets values that nobody else holds when it has doubled since it last did so, and when it is told
 /// to ([`Interner::purge`]); so it is never larger than twice what is in use (and some).
@@ -21,6 +21,7 @@ pub struct Interner {
     ports: Pool<[NamedPort]>,
     endpoint_ports: Pool<[EndpointPort]>,
     hints: Pool<Hints>,
+    settings: Pool<ServiceSettings>,
 }
 
 /// Values that a pool may hold unused before it looks for them.
@@ -102,9 +103,18 @@ impl Interner {
         }
     }
 
+    /// The shared value equal to `settings`.
+    pub fn settings(&mut self, settings: ServiceSettings) -> Arc<ServiceSettings> {
+        match self.settings.values.get(&settings) {
+            Some(shared) => shared.clone(),
+            None => self.settings.insert(Arc::new(settings)),
+        }
+    }
+
     /// Forgets every value that nobody else holds.
     pub fn purge(&mut self) {
-        // ORDER: maps and lists hold strings, so the strings come last.
+        // ORDER: settings hold maps; maps and lists hold strings, so the strings come last.
+        self.settings.purge();
         self.labels.purge();
         self.ports.purge();
         self.endpoint_ports.purge();

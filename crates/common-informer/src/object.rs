@@ -17,7 +17,9 @@ use smallvec::SmallVec;
 
 pub use endpoint::{AddressType, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use node::{Node, NodeAddress, NodeAddressKind};
-pub use service::{FullService, FullServicePort, LoadBalancerIp, ServiceType, TrafficPolicy};
+pub use service::{
+    FullService, FullServicePort, LoadBalancerIp, ServiceSettings, ServiceType, TrafficPolicy, Uid,
+};
 
 /// An interned string.
 pub type Str = Arc<str>;

@@ -332,10 +332,10 @@ async fn reads_a_service_with_its_defaults(client: &Client, consumer: &mut Consu
     consumer
         .until("the service with its defaults", |objects| {
             matches!(objects.get("Service default/web"), Some(Object::FullService(service))
-                if service.cluster_ips.len() == 1 && service.families[..] == [Family::V4]
+                if service.cluster_ips.len() == 1 && service.settings.families[..] == [Family::V4]
                     && service.ports[0].node_port.is_some() && service.health_check_node_port.is_some()
-                    && service.affinity_seconds == Some(10_800) && service.allocate_node_ports
-                    && service.external_policy == TrafficPolicy::Local && !service.uid.is_empty()
+                    && service.settings.affinity_seconds == Some(10_800) && service.settings.allocate_node_ports
+                    && service.settings.external_policy == TrafficPolicy::Local && service.uid.is_some()
                     && service.created > 0)
         })
         .await;

@@ -172,11 +172,14 @@ impl State {
         let ports =
             self.services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
         ports.filter(|(_, port)| port.protocol == protocol).find_map(|(service, port)| {
-            let guarded =
-                service.load_balancer_ips.iter().any(|address| address.ip == to.ip() && !address.proxied);
+            let guarded = service
+                .settings
+                .load_balancer_ips
+                .iter()
+                .any(|address| address.ip == to.ip() && !address.proxied);
             let traffic = if port.port == to.port() && service.cluster_ips.contains(&to.ip()) {
                 Traffic::Internal
-            } else if port.port == to.port() && (guarded || service.external_ips.contains(&to.ip()))
+            } else if port.port == to.port() && (guarded || service.settings.external_ips.contains(&to.ip()))
                 || node_port && port.node_port == Some(to.port())
             {
                 Traffic::External
@@ -198,8 +201,8 @@ fn destinations(state: &State, flow: &Value) -> Option<String> {
     );
     let source: IpAddr = text("sourceIP").parse().unwrap();
     let (service, port, traffic, guarded) = state.port(to, Protocol::parse(text("protocol")).unwrap())?;
-    if guarded && text("output") == "DROP" && service.source_ranges.is_some() {
-        let ranges = service.source_ranges.as_deref().unwrap_or_default();
+    if guarded && text("output") == "DROP" && service.settings.source_ranges.is_some() {
+        let ranges = service.settings.source_ranges.as_deref().unwrap_or_default();
         assert!(!ranges.iter().any(|range| range.contains(&source)), "{flow}");
         return None;
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use common_informer::decode::{self, ServiceDetail};
 use common_informer::endpoints::{
-    Claims, Condition, Fate, Frontend, PassedOver, Place, Policies, PortKey, Selection, Slices, Traffic,
-    passed_over, ready_addresses_here, select,
+    Condition, Fate, Frontend, Origin, PassedOver, Place, Policies, PortKey, Selection, Services, Slices,
+    Traffic, passed_over, ready_addresses_here, select,
 };
 use common_informer::intern::Interner;
 use common_informer::object::{
@@ -282,24 +282,27 @@ proptest! {
     fn frontends_belong_to_the_best_claim_whatever_came_first(
         steps in prop::collection::vec((0u8..5, prop::option::of(any_claimant())), 0..30),
     ) {
-        let (mut claims, mut there) = (Claims::new(), BTreeMap::new());
+        let (mut services, mut there) = (Services::new(), BTreeMap::new());
         let mut earlier = BTreeMap::new();
         for (name, service) in steps {
             let name = key(&name.to_string());
-            let service = service.map(|service| FullService { key: name.clone(), ..service });
+            let service = service.map(|service| Arc::new(FullService { key: name.clone(), ..service }));
             let mut touched = BTreeSet::new();
-            claims.set(&name, service.as_ref(), |_| true, &mut touched);
+            services.set(&name, service.clone(), |_, _| true, &mut touched);
             match service {
                 Some(service) => there.insert(name.clone(), service),
                 None => there.remove(&name),
             };
+            let expected = |service: &ObjectKey| there.get(service);
+            prop_assert_eq!(services.get(&name), expected(&name));
+            prop_assert_eq!((services.len(), services.iter().count()), (there.len(), there.len()));
             prop_assert!(!touched.contains(&name), "who changes knows");
             let owners = owners(&there);
             for (frontend, owner) in &owners {
-                prop_assert_eq!(claims.owner(frontend), Some(owner));
+                prop_assert_eq!(services.owner(*frontend), there.get(owner));
             }
             for (service, object) in &there {
-                let lost: Vec<_> = claims.lost(service).map(|(frontend, owner)| (frontend, owner.clone())).collect();
+                let lost: Vec<_> = services.lost(service).map(|(frontend, owner)| (frontend, owner.key.clone())).collect();
                 let wanted: BTreeSet<_> = frontends(object).into_iter().map(|(frontend, _)| frontend).collect();
                 let expected: Vec<_> = wanted
                     .into_iter()
@@ -308,12 +311,15 @@ proptest! {
                     .collect();
                 prop_assert_eq!(lost, expected);
             }
+            let mut told = BTreeSet::new();
             for frontend in earlier.keys().chain(owners.keys()) {
                 let (before, after) = (earlier.get(frontend), owners.get(frontend));
                 for changed in [before, after].into_iter().flatten().filter(|_| before != after) {
-                    prop_assert!(*changed == name || touched.contains(changed), "{} is not told", changed);
+                    prop_assert!(*changed == name || touched.remove(changed) || told.contains(changed), "{} is not told", changed);
+                    told.insert(changed.clone());
                 }
             }
+            prop_assert!(touched.is_empty(), "{:?} have gained and lost nothing", touched);
             earlier = owners;
         }
     }
@@ -353,15 +359,15 @@ fn frontends(service: &FullService) -> BTreeSet<(Frontend, bool)> {
     for port in &service.ports {
         let address = |ip| Frontend::Address(ip, port.protocol, port.port);
         wanted.extend(service.cluster_ips.iter().map(|ip| (address(*ip), true)));
-        wanted.extend(service.external_ips.iter().map(|ip| (address(*ip), false)));
-        let balancer = service.load_balancer_ips.iter().filter(|ip| !ip.proxied);
+        wanted.extend(service.settings.external_ips.iter().map(|ip| (address(*ip), false)));
+        let balancer = service.settings.load_balancer_ips.iter().filter(|ip| !ip.proxied);
         wanted.extend(balancer.map(|ip| (address(ip.ip), false)));
         wanted.extend(port.node_port.map(|number| (Frontend::NodePort(port.protocol, number), true)));
     }
     wanted
 }
 
-fn owners(services: &BTreeMap<ObjectKey, FullService>) -> BTreeMap<Frontend, ObjectKey> {
+fn owners(services: &BTreeMap<ObjectKey, Arc<FullService>>) -> BTreeMap<Frontend, ObjectKey> {
     let mut claims = BTreeMap::<Frontend, Vec<_>>::new();
     for service in services.values() {
         for (frontend, given) in frontends(service) {
@@ -372,24 +378,25 @@ fn owners(services: &BTreeMap<ObjectKey, FullService>) -> BTreeMap<Frontend, Obj
 }
 
 #[test]
-fn claims_are_only_for_what_is_wanted() {
-    let with = |created: &str| {
-        service(&json!({"metadata": {"name": "s", "creationTimestamp": created},
-            "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}}))
+fn a_service_gets_only_the_frontends_that_it_may_have() {
+    let with = |name: &str, created: &str| {
+        let value = json!({"metadata": {"name": name, "namespace": "x", "creationTimestamp": created},
+            "spec": {"clusterIP": "10.96.0.1", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}]}}});
+        Arc::new(service(&value))
     };
-    let (old, young) = (with("2024-01-01T00:00:00Z"), with("2024-01-02T00:00:00Z"));
+    let (old, young) = (with("old", "2024-01-01T00:00:00Z"), with("young", "2024-01-02T00:00:00Z"));
     let contested = Frontend::Address("192.0.2.1".parse().unwrap(), Protocol::Tcp, 80);
-    let (mut claims, mut touched) = (Claims::new(), BTreeSet::new());
-    let (old_key, young_key) = (key("old"), key("young"));
-    let as_named =
-        |service: &FullService, name: &ObjectKey| FullService { key: name.clone(), ..service.clone() };
-    claims.set(&young_key, Some(&as_named(&young, &young_key)), |_| true, &mut touched);
-    claims.set(&old_key, Some(&as_named(&old, &old_key)), |frontend| *frontend != contested, &mut touched);
-    assert_eq!(claims.owner(&contested), Some(&young_key), "the old one may not have it");
-    claims.set(&old_key, Some(&as_named(&old, &old_key)), |_| true, &mut touched);
-    assert_eq!(claims.owner(&contested), Some(&old_key));
-    claims.set(&old_key, None, |_| true, &mut touched);
-    assert_eq!(claims.owner(&contested), Some(&young_key));
+    let (mut services, mut touched) = (Services::new(), BTreeSet::new());
+    services.set(&young.key, Some(young.clone()), |_, _| true, &mut touched);
+    services.set(&old.key, Some(old.clone()), |_, origin| origin != Origin::ExternalIp, &mut touched);
+    assert_eq!(services.owner(contested), Some(&young), "the old one may not have it");
+    assert_eq!(services.lost(&old.key).count(), 0, "what it may not have, it has not lost");
+    assert_eq!(services.lost(&young.key).count(), 2, "the cluster IP and the load balancer's");
+    services.set(&old.key, Some(old.clone()), |_, _| true, &mut touched);
+    assert_eq!(services.owner(contested), Some(&old));
+    services.set(&old.key, None, |_, _| true, &mut touched);
+    assert_eq!((services.owner(contested), services.len()), (Some(&young), 1));
 }
 
 #[test]

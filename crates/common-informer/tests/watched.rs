@@ -75,7 +75,10 @@ fn assert_is_what_a_proxy_needs(objects: &BTreeMap<String, Object>) {
     let names: Vec<&str> = objects.keys().map(String::as_str).collect();
     assert_eq!(names, ["EndpointSlice x/web-1", "Node n1", "Service x/web"]);
     let Object::FullService(service) = &objects["Service x/web"] else { panic!("{objects:?}") };
-    assert_eq!((&*service.ports[0].name, service.annotation("service.scheduler")), ("http", Some("sh")));
+    assert_eq!(
+        (&*service.ports[0].name, service.settings.annotation("service.scheduler")),
+        ("http", Some("sh"))
+    );
     let Object::EndpointSlice(slice) = &objects["EndpointSlice x/web-1"] else { panic!("{objects:?}") };
     assert_eq!((slice.service.as_deref(), slice.endpoints.len()), (Some("web"), 1));
     let Object::Node(node) = &objects["Node n1"] else { panic!("{objects:?}") };

@@ -13,7 +13,8 @@ use super::service::{cluster_ips, ingress, is_headless};
 use super::{Notes, annotations, metadata};
 use crate::intern::Interner;
 use crate::object::{
-    Family, FullService, FullServicePort, Kind, LoadBalancerIp, ServiceType, Str, TrafficPolicy,
+    Family, FullService, FullServicePort, Kind, LoadBalancerIp, ServiceSettings, ServiceType, Str,
+    TrafficPolicy, Uid,
 };
 
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -31,7 +32,6 @@ pub(super) fn decode(
     let metadata = metadata(Kind::Service, root, interner)?;
     let spec = json::object(root, "spec")?.ok_or_else(|| Fault::new("spec", "is missing"))?;
     let in_spec = |fault: Fault| fault.below("spec");
-    let in_metadata = |fault: Fault| fault.below("metadata");
     let mut cluster = SmallVec::new();
     let headless = is_headless(spec).map_err(in_spec)?;
     if !headless {
@@ -43,26 +43,20 @@ pub(super) fn decode(
     };
     let distribution = optional_text("trafficDistribution", notes);
     let class = optional_text("loadBalancerClass", notes);
-    let uid = json::text(metadata.fields, "uid").map_err(in_metadata);
     let publish_not_ready = json::boolean(spec, "publishNotReadyAddresses").map_err(in_spec);
     let health_check = json::port(spec, "healthCheckNodePort", true).map_err(in_spec);
     let allocate = json::optional_boolean(spec, "allocateLoadBalancerNodePorts").map_err(in_spec);
-    Ok(FullService {
-        uid: notes.or_default(uid).unwrap_or_default().into(),
-        created: notes.or_default(created(metadata.fields)),
+    let settings = ServiceSettings {
         service_type: service_type(spec).map_err(in_spec)?,
         headless,
         families: families(spec, &cluster, notes),
-        cluster_ips: cluster,
-        external_ips: external_ips(spec, notes),
-        load_balancer_ips: load_balancer_ips(root, notes),
-        ports: ports(spec, interner, notes),
+        external_ips: external_ips(spec, notes).into(),
+        load_balancer_ips: load_balancer_ips(root, notes).into(),
         affinity_seconds: notes.or_default(affinity(spec).map_err(in_spec)),
         internal_policy: notes.or_default(policy(spec, "internalTrafficPolicy").map_err(in_spec)),
         external_policy: notes.or_default(policy(spec, "externalTrafficPolicy").map_err(in_spec)),
         distribution,
         publish_not_ready: notes.or_default(publish_not_ready),
-        health_check_node_port: notes.or_default(health_check),
         source_ranges: source_ranges(spec, notes),
         class,
         wanted_ip: notes.or_default(wanted_ip(spec).map_err(in_spec)),
@@ -70,8 +64,25 @@ pub(super) fn decode(
         annotations: annotations(metadata.fields, interner, notes),
         proxy_name: metadata.labels.get(PROXY_NAME_LABEL).cloned(),
         headless_label: metadata.labels.contains_key(HEADLESS_LABEL),
+    };
+    Ok(FullService {
+        uid: notes.or_default(uid(metadata.fields).map_err(|fault| fault.below("metadata"))),
+        created: notes.or_default(created(metadata.fields)),
+        cluster_ips: cluster,
+        ports: ports(spec, interner, notes).into(),
+        health_check_node_port: notes.or_default(health_check),
+        settings: interner.settings(settings),
         key: metadata.key,
     })
+}
+
+fn uid(metadata: &Map<String, Value>) -> Result<Option<Uid>, Fault> {
+    match json::text(metadata, "uid")? {
+        None | Some("") => Ok(None),
+        Some(text) => Uid::parse(text)
+            .map(Some)
+            .ok_or_else(|| Fault::new("uid", format!("{text:?} is not a UUID in small letters"))),
+    }
 }
 
 fn service_type(spec: &Map<String, Value>) -> Result<ServiceType, Fault> {

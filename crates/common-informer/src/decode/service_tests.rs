@@ -9,14 +9,15 @@ use super::tests::any_json;
 use super::*;
 use crate::object::{
     AddressType, Endpoint, EndpointPort, EndpointSlice, Family, FullService, FullServicePort, Hints,
-    LoadBalancerIp, Node, NodeAddress, NodeAddressKind, Protocol, ServiceType, TrafficPolicy,
+    LoadBalancerIp, Node, NodeAddress, NodeAddressKind, Protocol, ServiceSettings, ServiceType,
+    TrafficPolicy, Uid,
 };
 
 /// A Service that has every field that is read.
 pub(crate) fn full_service() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": "web", "namespace": "shop", "uid": "0d4c", "creationTimestamp": "2024-02-29T12:00:00Z",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "9f0c3a52-6a3e-4f5d-8a43-2f6a5a0d1c11", "creationTimestamp": "2024-02-29T12:00:00Z",
             "labels": {"service.kubernetes.io/service-proxy-name": "kube-router", "service.kubernetes.io/headless": "", "a": "b"},
             "annotations": {"kube-router.io/service.scheduler": "sh", "kubectl.kubernetes.io/x": "y"}},
         "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
@@ -114,26 +115,21 @@ fn full_service_is_projected() {
         port,
         node_port,
     };
-    let expected = FullService {
-        key: ObjectKey { namespace: "shop".into(), name: "web".into() },
-        uid: "0d4c".into(),
-        created: 1_709_208_000,
+    let settings = ServiceSettings {
         service_type: ServiceType::LoadBalancer,
         headless: false,
-        cluster_ips: ips(&["10.96.0.1", "fd00::1"]).into(),
         families: vec![Family::V4, Family::V6].into(),
-        external_ips: ips(&["192.0.2.1"]),
-        load_balancer_ips: vec![
+        external_ips: ips(&["192.0.2.1"]).into(),
+        load_balancer_ips: [
             LoadBalancerIp { ip: "192.0.2.2".parse().unwrap(), proxied: false },
             LoadBalancerIp { ip: "192.0.2.3".parse().unwrap(), proxied: true },
-        ],
-        ports: vec![port("http", Protocol::Tcp, 80, Some(30080)), port("dns", Protocol::Udp, 53, None)],
+        ]
+        .into(),
         affinity_seconds: Some(600),
         internal_policy: TrafficPolicy::Local,
         external_policy: TrafficPolicy::Local,
         distribution: Some("PreferClose".into()),
         publish_not_ready: true,
-        health_check_node_port: Some(30001),
         source_ranges: Some(["10.0.0.0/8", "fd00::/8"].map(|text| text.parse().unwrap()).into()),
         class: Some("kube-router".into()),
         wanted_ip: Some("192.0.2.9".parse().unwrap()),
@@ -141,6 +137,15 @@ fn full_service_is_projected() {
         annotations: Arc::new(annotations),
         proxy_name: Some("kube-router".into()),
         headless_label: true,
+    };
+    let expected = FullService {
+        key: ObjectKey { namespace: "shop".into(), name: "web".into() },
+        uid: Uid::parse("9f0c3a52-6a3e-4f5d-8a43-2f6a5a0d1c11"),
+        created: 1_709_208_000,
+        cluster_ips: ips(&["10.96.0.1", "fd00::1"]).into(),
+        ports: [port("http", Protocol::Tcp, 80, Some(30080)), port("dns", Protocol::Udp, 53, None)].into(),
+        health_check_node_port: Some(30001),
+        settings: settings.into(),
     };
     assert_eq!(read_service(&full_service()), (expected, vec![]));
 }
@@ -150,13 +155,13 @@ fn absent_fields_of_a_service_are_as_the_api_server_sets_them() {
     let (service, notes) =
         read_service(&with_spec(json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]})));
     assert_eq!(notes, [""; 0]);
-    assert_eq!(service.service_type, ServiceType::ClusterIp);
-    assert_eq!(service.families.to_vec(), [Family::V4]);
-    assert_eq!((service.internal_policy, service.external_policy), Default::default());
-    assert_eq!((service.affinity_seconds, service.source_ranges), (None, None));
-    assert_eq!((service.created, &*service.uid, service.allocate_node_ports), (0, "", true));
+    assert_eq!(service.settings.service_type, ServiceType::ClusterIp);
+    assert_eq!(service.settings.families.to_vec(), [Family::V4]);
+    assert_eq!((service.settings.internal_policy, service.settings.external_policy), Default::default());
+    assert_eq!((service.settings.affinity_seconds, &service.settings.source_ranges), (None, &None));
+    assert_eq!((service.created, service.uid, service.settings.allocate_node_ports), (0, None, true));
     let port = FullServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
-    assert_eq!(service.ports, [port]);
+    assert_eq!(*service.ports, [port]);
 }
 
 #[test]
@@ -167,11 +172,11 @@ fn session_affinity_lasts_three_hours_unless_told() {
     for config in
         [json!(null), json!({}), json!({"clientIP": {}}), json!({"clientIP": {"timeoutSeconds": null}})]
     {
-        assert_eq!(seconds(config).0.affinity_seconds, Some(10_800));
+        assert_eq!(seconds(config).0.settings.affinity_seconds, Some(10_800));
     }
     for bad in [0, -1, 86_401, i64::MAX] {
         let (service, notes) = seconds(json!({"clientIP": {"timeoutSeconds": bad}}));
-        assert_eq!(service.affinity_seconds, None);
+        assert_eq!(service.settings.affinity_seconds, None);
         let path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
         assert_eq!(notes, [format!("{path}: {bad} is not from 1 to 86400")]);
     }
@@ -180,13 +185,13 @@ fn session_affinity_lasts_three_hours_unless_told() {
 #[test]
 fn source_ranges_that_cannot_be_read_let_nobody_in() {
     let ranges = |value: Value| read_service(&with_spec(json!({"loadBalancerSourceRanges": value})));
-    assert_eq!(ranges(json!([])).0.source_ranges, None);
+    assert_eq!(ranges(json!([])).0.settings.source_ranges, None);
     for (bad, why) in [
         (json!(["10.0.0.0/33"]), "[0]: \"10.0.0.0/33\" is not a network, such as 10.0.0.0/8"),
         (json!("10.0.0.0/8"), ": expected a list, got the string \"10.0.0.0/8\""),
     ] {
         let (service, notes) = ranges(bad);
-        assert_eq!(service.source_ranges.as_deref(), Some(&[][..]));
+        assert_eq!(service.settings.source_ranges.as_deref(), Some(&[][..]));
         assert_eq!(notes, [format!("spec.loadBalancerSourceRanges{why}")]);
     }
 }
@@ -206,9 +211,9 @@ fn addresses_of_the_node_itself_are_no_external_addresses() {
         let mut value = with_spec(json!({"externalIPs": [bad, "192.0.2.1"], "loadBalancerIP": bad}));
         value["status"] = json!({"loadBalancer": {"ingress": [{"ip": bad}, {"ip": "192.0.2.2"}]}});
         let (service, notes) = read_service(&value);
-        assert_eq!(service.external_ips, ips(&["192.0.2.1"]), "{bad}");
-        assert_eq!(service.load_balancer_ips.len(), 1, "{bad}");
-        assert_eq!((service.wanted_ip, notes.len()), (None, 3), "{bad}");
+        assert_eq!(service.settings.external_ips.to_vec(), ips(&["192.0.2.1"]), "{bad}");
+        assert_eq!(service.settings.load_balancer_ips.len(), 1, "{bad}");
+        assert_eq!((service.settings.wanted_ip, notes.len()), (None, 3), "{bad}");
     }
 }
 
@@ -216,7 +221,11 @@ fn addresses_of_the_node_itself_are_no_external_addresses() {
 fn headless_service_has_no_cluster_address() {
     for spec in [json!({"clusterIP": "None"}), json!({"clusterIPs": ["None"]})] {
         let (service, _) = read_service(&with_spec(spec));
-        assert!(service.headless && service.cluster_ips.is_empty() && service.families.is_empty());
+        assert!(
+            service.settings.headless
+                && service.cluster_ips.is_empty()
+                && service.settings.families.is_empty()
+        );
     }
 }
 
@@ -234,8 +243,8 @@ fn annotation_that_is_not_quoted_costs_itself() {
     value["metadata"]["annotations"] =
         json!({"kube-router.io/service.local": true, "kube-router.io/service.dsr": "tunnel", "a": 1});
     let (service, notes) = read_service(&value);
-    assert_eq!(service.annotation("service.dsr"), Some("tunnel"));
-    assert_eq!(service.flag("service.local"), Ok(None));
+    assert_eq!(service.settings.annotation("service.dsr"), Some("tunnel"));
+    assert_eq!(service.settings.flag("service.local"), Ok(None));
     let reason = "expected a string, got true (put it in quotes)";
     assert_eq!(notes, [format!("metadata.annotations[kube-router.io/service.local]: {reason}")]);
 }
@@ -245,7 +254,7 @@ fn flags_are_read_in_go_words() {
     let flag = |text: &str| {
         let mut value = with_spec(json!({}));
         value["metadata"]["annotations"] = json!({"kube-router.io/x": text});
-        read_service(&value).0.flag("x").map_err(str::to_owned)
+        read_service(&value).0.settings.flag("x").map_err(str::to_owned)
     };
     for text in ["1", "t", "T", "true", "TRUE", "True", " true"] {
         assert_eq!(flag(text), Ok(Some(true)));
@@ -256,6 +265,35 @@ fn flags_are_read_in_go_words() {
     for text in ["", "yes", "tRUE", "truee"] {
         assert_eq!(flag(text), Err(text.to_owned()));
     }
+}
+
+#[test]
+fn uids_are_read_as_they_are_written() {
+    for text in ["9f0c3a52-6a3e-4f5d-8a43-2f6a5a0d1c11", "00000000-0000-0000-0000-000000000001"] {
+        assert_eq!(Uid::parse(text).unwrap().to_string(), text);
+    }
+    for text in [
+        "",
+        "9f0c3a526a3e4f5d8a432f6a5a0d1c11",
+        "9F0C3A52-6a3e-4f5d-8a43-2f6a5a0d1c11",
+        "+f0c3a52-6a3e-4f5d-8a43-2f6a5a0d1c11",
+        "s-1",
+    ] {
+        assert_eq!(Uid::parse(text), None, "{text}");
+    }
+}
+
+#[test]
+fn plain_services_share_their_settings() {
+    let mut interner = Interner::new();
+    let mut settings = |address: &str| {
+        let value = with_spec(json!({"clusterIP": address, "ports": [{"port": 80}]}));
+        match object_with(ServiceDetail::Full, &value, &mut interner) {
+            Ok(Some(Decoded { object: Object::FullService(service), .. })) => service.settings.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(Arc::ptr_eq(&settings("10.96.0.1"), &settings("10.96.0.2")));
 }
 
 #[test]
@@ -475,20 +513,22 @@ proptest! {
         let mut value = full_service();
         value["spec"][field] = bad;
         let mut service = read_service(&value).0;
+        let mut settings = (*service.settings).clone();
         match field {
-            "externalIPs" => service.external_ips.clone_from(&expected.external_ips),
-            "ports" => service.ports.clone_from(&expected.ports),
-            "loadBalancerSourceRanges" => service.source_ranges.clone_from(&expected.source_ranges),
+            "externalIPs" => settings.external_ips = expected.settings.external_ips.clone(),
+            "ports" => service.ports = expected.ports.clone(),
+            "loadBalancerSourceRanges" => settings.source_ranges = expected.settings.source_ranges.clone(),
             "healthCheckNodePort" => service.health_check_node_port = expected.health_check_node_port,
-            "sessionAffinity" => service.affinity_seconds = expected.affinity_seconds,
-            "externalTrafficPolicy" => service.external_policy = expected.external_policy,
-            "internalTrafficPolicy" => service.internal_policy = expected.internal_policy,
-            "loadBalancerIP" => service.wanted_ip = expected.wanted_ip,
-            "loadBalancerClass" => service.class.clone_from(&expected.class),
-            "trafficDistribution" => service.distribution.clone_from(&expected.distribution),
-            "publishNotReadyAddresses" => service.publish_not_ready = expected.publish_not_ready,
-            _ => service.allocate_node_ports = expected.allocate_node_ports,
+            "sessionAffinity" => settings.affinity_seconds = expected.settings.affinity_seconds,
+            "externalTrafficPolicy" => settings.external_policy = expected.settings.external_policy,
+            "internalTrafficPolicy" => settings.internal_policy = expected.settings.internal_policy,
+            "loadBalancerIP" => settings.wanted_ip = expected.settings.wanted_ip,
+            "loadBalancerClass" => settings.class = expected.settings.class.clone(),
+            "trafficDistribution" => settings.distribution = expected.settings.distribution.clone(),
+            "publishNotReadyAddresses" => settings.publish_not_ready = expected.settings.publish_not_ready,
+            _ => settings.allocate_node_ports = expected.settings.allocate_node_ports,
         }
+        service.settings = settings.into();
         prop_assert_eq!(service, expected);
     }
 }

@@ -40,7 +40,7 @@ fn write(
         }
     }
     for port in &service.ports {
-        for family in service.families.iter().copied() {
+        for family in service.settings.families.iter().copied() {
             let key = PortKey { name: &port.name, protocol: port.protocol, family };
             let name = if port.name.is_empty() { "without a name" } else { &port.name };
             writeln!(text, "port {name}, {} {}, {family}", port.protocol, port.port)?;

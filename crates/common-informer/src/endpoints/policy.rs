@@ -35,11 +35,13 @@ impl Policies {
     /// `internalTrafficPolicy: Cluster`, against the object's own word and its own documentation; here the
     /// field says what holds. A value that is neither true nor false is no annotation.
     pub fn of(service: &FullService) -> Self {
-        let local = service.external_policy == TrafficPolicy::Local || service.flag(LOCAL) == Ok(Some(true));
+        let settings = &service.settings;
+        let local =
+            settings.external_policy == TrafficPolicy::Local || settings.flag(LOCAL) == Ok(Some(true));
         let external = if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
         Self {
-            internal: service.internal_policy,
-            external: service.is_externally_accessible().then_some(external),
+            internal: settings.internal_policy,
+            external: settings.is_externally_accessible().then_some(external),
         }
     }
 
@@ -79,13 +81,14 @@ pub enum PassedOver {
 ///
 /// K8S: `ShouldSkipService` in `pkg/proxy/util`; the labels are the selector of kube-proxy's informers.
 pub fn passed_over(service: &FullService, proxy: &str) -> Option<PassedOver> {
-    if service.service_type == ServiceType::ExternalName {
+    let settings = &service.settings;
+    if settings.service_type == ServiceType::ExternalName {
         Some(PassedOver::ExternalName)
-    } else if service.headless {
+    } else if settings.headless {
         Some(PassedOver::Headless)
-    } else if service.headless_label {
+    } else if settings.headless_label {
         Some(PassedOver::HeadlessLabel)
-    } else if let Some(other) = service.proxy_name.as_ref().filter(|name| &***name != proxy) {
+    } else if let Some(other) = settings.proxy_name.as_ref().filter(|name| &***name != proxy) {
         Some(PassedOver::OtherProxy(other.clone()))
     } else {
         service.cluster_ips.is_empty().then_some(PassedOver::NoClusterIp)

@@ -1,6 +1,8 @@
 //! The slices that there are, by Service.
 
-use std::collections::{BTreeSet, HashMap};
+use std::borrow::Borrow;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -10,10 +12,14 @@ use crate::object::{Change, EndpointSlice, Kind, Object, ObjectKey};
 /// The EndpointSlices of a cluster. A change costs as much as its Service has slices.
 #[derive(Clone, Debug, Default)]
 pub struct Slices {
-    slices: HashMap<ObjectKey, Arc<EndpointSlice>>,
+    slices: HashSet<ByKey>,
     /// By Service. Most have one slice, or one of each family.
     services: HashMap<ObjectKey, SmallVec<[Arc<EndpointSlice>; 2]>>,
 }
+
+/// A slice that is found by its key, which is not stored a second time.
+#[derive(Clone, Debug)]
+struct ByKey(Arc<EndpointSlice>);
 
 impl Slices {
     /// No slices.
@@ -28,12 +34,14 @@ impl Slices {
     pub fn apply(&mut self, change: &Change, touched: &mut BTreeSet<ObjectKey>) {
         match change {
             Change::Applied(Object::EndpointSlice(slice)) => {
-                self.set(&slice.key, Some(slice.clone()), touched);
+                let earlier = self.slices.replace(ByKey(slice.clone()));
+                self.replace(earlier, Some(slice), touched);
             }
             Change::Applied(_) => {}
             Change::Deleted(object) | Change::Excluded { object, .. } => {
                 if object.kind == Kind::EndpointSlice {
-                    self.set(&object.key, None, touched);
+                    let earlier = self.slices.take(&object.key);
+                    self.replace(earlier, None, touched);
                 }
             }
         }
@@ -54,28 +62,34 @@ impl Slices {
         self.slices.is_empty()
     }
 
-    fn set(&mut self, key: &ObjectKey, slice: Option<Arc<EndpointSlice>>, touched: &mut BTreeSet<ObjectKey>) {
-        let earlier = match &slice {
-            Some(slice) => self.slices.insert(key.clone(), slice.clone()),
-            None => self.slices.remove(key),
-        };
-        if earlier == slice {
-            return;
-        }
-        if let Some(service) = earlier.as_deref().and_then(service_of) {
+    /// Replaces a slice in the index by Service.
+    fn replace(
+        &mut self,
+        earlier: Option<ByKey>,
+        slice: Option<&Arc<EndpointSlice>>,
+        touched: &mut BTreeSet<ObjectKey>,
+    ) {
+        let changes = earlier.as_ref().map(|ByKey(earlier)| earlier) != slice;
+        if let Some(ByKey(earlier)) = earlier
+            && let Some(service) = service_of(&earlier)
+        {
             if let Some(slices) = self.services.get_mut(&service) {
-                slices.retain(|other| other.key != *key);
+                slices.retain(|other| other.key != earlier.key);
                 if slices.is_empty() {
                     self.services.remove(&service);
                 }
             }
-            touched.insert(service);
+            if changes {
+                touched.insert(service);
+            }
         }
         if let Some(slice) = slice
-            && let Some(service) = service_of(&slice)
+            && let Some(service) = service_of(slice)
         {
-            self.services.entry(service.clone()).or_default().push(slice);
-            touched.insert(service);
+            self.services.entry(service.clone()).or_default().push(slice.clone());
+            if changes {
+                touched.insert(service);
+            }
         }
     }
 }
@@ -83,4 +97,24 @@ impl Slices {
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     let name = slice.service.clone()?;
     Some(ObjectKey { namespace: slice.key.namespace.clone(), name })
+}
+
+impl Borrow<ObjectKey> for ByKey {
+    fn borrow(&self) -> &ObjectKey {
+        &self.0.key
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
 }

@@ -1,9 +1,11 @@
 //! core/v1 Service with all that a service proxy, an announcer of its addresses and an allocator of them read.
 //!
-//! The firewall needs only [`Service`](super::Service), which is a third of the size; which of the two an
-//! informer gives is its [`ServiceDetail`](crate::decode::ServiceDetail).
+//! The firewall needs only [`Service`](super::Service); which of the two an informer gives is its
+//! [`ServiceDetail`](crate::decode::ServiceDetail).
 
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -39,24 +41,33 @@ pub enum TrafficPolicy {
 pub struct FullService {
     /// Namespace and name.
     pub key: ObjectKey,
-    /// `metadata.uid`; empty in files.
-    pub uid: Str,
+    /// `metadata.uid`; files have none.
+    pub uid: Option<Uid>,
     /// `metadata.creationTimestamp`, seconds since 1970; 0 when absent.
     pub created: i64,
+    /// `spec.clusterIPs` (or `clusterIP`) without `None`.
+    pub cluster_ips: SmallVec<[IpAddr; 2]>,
+    /// `spec.ports`
+    pub ports: Box<[FullServicePort]>,
+    /// `spec.healthCheckNodePort`
+    pub health_check_node_port: Option<u16>,
+    /// Everything else.
+    pub settings: Arc<ServiceSettings>,
+}
+
+/// What most Services have in common; interned as a whole, so that twenty thousand plain ones share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceSettings {
     /// `spec.type`
     pub service_type: ServiceType,
     /// `spec.clusterIPs` (or `clusterIP`) is `None`.
     pub headless: bool,
-    /// `spec.clusterIPs` (or `clusterIP`) without `None`.
-    pub cluster_ips: SmallVec<[IpAddr; 2]>,
     /// `spec.ipFamilies`, or the families of the cluster IPs where it is absent.
     pub families: SmallVec<[Family; 2]>,
     /// `spec.externalIPs`, each once.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Box<[IpAddr]>,
     /// `status.loadBalancer.ingress[]` that have an `ip`, each once.
-    pub load_balancer_ips: Vec<LoadBalancerIp>,
-    /// `spec.ports`
-    pub ports: Vec<FullServicePort>,
+    pub load_balancer_ips: Box<[LoadBalancerIp]>,
     /// `spec.sessionAffinity` is `ClientIP`: for how many seconds, 1 to 86,400.
     pub affinity_seconds: Option<u32>,
     /// `spec.internalTrafficPolicy`. See [`Policies`](crate::endpoints::Policies) for what it means.
@@ -68,8 +79,6 @@ pub struct FullService {
     pub distribution: Option<Str>,
     /// `spec.publishNotReadyAddresses`. Only for people: the controller that writes the slices heeds it.
     pub publish_not_ready: bool,
-    /// `spec.healthCheckNodePort`
-    pub health_check_node_port: Option<u16>,
     /// `spec.loadBalancerSourceRanges`: who may use the load balancer's addresses. `None` is everybody. A range
     /// that cannot be read allows nobody, so the list may be empty.
     pub source_ranges: Option<Box<[IpNet]>>,
@@ -86,6 +95,10 @@ pub struct FullService {
     /// It has the label `service.kubernetes.io/headless`: no proxy is to serve it.
     pub headless_label: bool,
 }
+
+/// `metadata.uid`: a UUID, in the letters that the API server writes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uid([u8; 16]);
 
 /// A port of a Service, with its name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,7 +122,7 @@ pub struct LoadBalancerIp {
     pub proxied: bool,
 }
 
-impl FullService {
+impl ServiceSettings {
     /// The annotation `kube-router.io/<name>`, if there is one.
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations
@@ -139,5 +152,35 @@ impl FullService {
             ServiceType::ClusterIp => !self.external_ips.is_empty(),
             ServiceType::ExternalName => false,
         }
+    }
+}
+
+impl Uid {
+    /// Parses a UUID as the API server writes it, such as `9f0c3a52-6a3e-4f5d-8a43-2f6a5a0d1c11`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex: String = text.split('-').collect();
+        let uid = Self(u128::from_str_radix(&hex, 16).ok()?.to_be_bytes());
+        (uid.to_string() == text).then_some(uid)
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = format!("{:032x}", u128::from_be_bytes(self.0));
+        let mut parts = [8, 4, 4, 4, 12].into_iter().scan(hex.as_str(), |rest, length| {
+            let (part, after) = rest.split_at_checked(length)?;
+            *rest = after;
+            Some(part)
+        });
+        parts.try_for_each(|part| {
+            let dash = if part.len() == 8 { "" } else { "-" };
+            write!(f, "{dash}{part}")
+        })
+    }
+}
+
+impl fmt::Debug for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
