@@ -1,7 +1,6 @@
 //! The commands: what is connected to what in each of them.
 
-use std::io;
-use std::io::Write;
+use std::io::{self, Write};
 use std::pin::Pin;
 use std::time::Duration;
 
