@@ -266,6 +266,13 @@ impl Try<'_> {
     }
 }
 
+/// Whether this kernel has tables that only their owner may change and that outlive it (Linux 6.9).
+pub(crate) fn tables_can_be_owned() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+}
+
 fn unique() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
