@@ -484,7 +484,9 @@ fn prepare(is_node: bool) -> Result<()> {
         set_sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "0")?;
     }
     set_sysctl("net/ipv4/ping_group_range", "0 2147483647")?;
-    set_sysctl("net/ipv4/ip_local_port_range", "10000 65000")?;
+    // Many, but none that a server may have: who asks for a port until somebody listens there can be given that
+    // very port as its own, and then talks to itself and keeps the server from listening.
+    set_sysctl("net/ipv4/ip_local_port_range", "20501 65000")?;
     // KERNEL: net/ipv4/icmp.c limits errors to one per second and peer; a matrix asks for more at once.
     set_sysctl("net/ipv4/icmp_ratelimit", "0")?;
     set_sysctl("net/ipv6/icmp/ratelimit", "0")?;

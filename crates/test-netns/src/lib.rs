@@ -21,7 +21,8 @@
 //! - [`hammer`]: connections without pause, to find the one that should not have been.
 //! - `server`, `conn`, `sctp`: both ends of the wire; `batch`: what `ip` is told.
 //!
-//! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules.
+//! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules. On an emulated machine
+//! `TEST_NETNS_SLOWNESS=5` makes probes wait five times as long.
 
 mod batch;
 pub mod cluster;

@@ -25,6 +25,9 @@ const ABORT_GRACE: Duration = Duration::from_millis(60);
 /// Sockets in flight at once, at most. Each probe may have three.
 const WAVE: usize = 2_500;
 const SOCKETS_PER_PROBE: usize = 4;
+/// How many times as slow as usual the machine is: an emulated one sets it. Every wait of a probe is so much
+/// longer, and fewer probes go at once.
+const SLOWNESS: &str = "TEST_NETNS_SLOWNESS";
 
 /// One thing to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,12 +85,14 @@ impl Cluster {
             let (conns, started) = (Vec::new(), Instant::now());
             attempts.push(Attempt { index, namespace, protocol, source, target, conns, started, retries: 0 });
         }
+        let slowness = slowness()?;
         // Neighbours in the list share a visit.
         attempts.sort_by_key(|attempt| attempt.namespace.path());
         let mut outcomes = vec![Outcome::TimedOut; probes.len()];
         on_own_thread(|| -> Result<()> {
-            for wave in attempts.chunks_mut(WAVE) {
-                run(wave, &mut outcomes, timeout)?;
+            let patience = Patience { timeout: timeout * slowness, grace: ABORT_GRACE * slowness };
+            for wave in attempts.chunks_mut(WAVE / slowness as usize) {
+                run(wave, &mut outcomes, patience)?;
             }
             Ok(())
         })?;
@@ -104,7 +109,21 @@ impl Cluster {
     }
 }
 
-fn run(wave: &mut [Attempt<'_>], outcomes: &mut [Outcome], timeout: Duration) -> Result<()> {
+/// How long to wait for an answer, and for a better one than an ABORT.
+#[derive(Clone, Copy)]
+struct Patience {
+    timeout: Duration,
+    grace: Duration,
+}
+
+/// The value of [`SLOWNESS`].
+fn slowness() -> Result<u32> {
+    let Some(text) = std::env::var_os(SLOWNESS) else { return Ok(1) };
+    let number = text.to_str().and_then(|text| text.parse().ok()).filter(|number| (1..=20).contains(number));
+    number.with_context(|| format!("{SLOWNESS} is a whole number from 1 to 20, not {text:?}"))
+}
+
+fn run(wave: &mut [Attempt<'_>], outcomes: &mut [Outcome], patience: Patience) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
     let mut open: Vec<usize> = Vec::with_capacity(wave.len());
     let mut inside: Option<&Namespace> = None;
@@ -134,7 +153,7 @@ fn run(wave: &mut [Attempt<'_>], outcomes: &mut [Outcome], timeout: Duration) ->
         let mut error = None;
         open.retain(|slot| {
             let attempt = &mut wave[*slot];
-            match attempt.tick(&epoll, *slot, timeout) {
+            match attempt.tick(&epoll, *slot, patience) {
                 Ok(Some(outcome)) => {
                     outcomes[attempt.index] = outcome;
                     attempt.conns.clear();
@@ -166,16 +185,16 @@ impl Attempt<'_> {
     }
 
     /// What is to be done as time goes by.
-    fn tick(&mut self, epoll: &Epoll, slot: usize, timeout: Duration) -> Result<Option<Outcome>> {
+    fn tick(&mut self, epoll: &Epoll, slot: usize, patience: Patience) -> Result<Option<Outcome>> {
         if self.conns.is_empty() {
             return Ok(None);
         }
         let age = self.started.elapsed();
         let fallback = self.conns.iter().find_map(Conn::fallback);
-        if age >= timeout || (fallback.is_some() && age >= ABORT_GRACE) {
+        if age >= patience.timeout || (fallback.is_some() && age >= patience.grace) {
             return Ok(Some(fallback.unwrap_or(Outcome::TimedOut)));
         }
-        if RETRY_AT.get(self.retries).is_none_or(|at| age < timeout.mul_f64(*at)) {
+        if RETRY_AT.get(self.retries).is_none_or(|at| age < patience.timeout.mul_f64(*at)) {
             return Ok(None);
         }
         self.retries += 1;
