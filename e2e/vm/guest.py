@@ -18,11 +18,11 @@ HERE = Path(__file__).resolve().parent
 KERNEL = "linux-image-cloud-amd64"
 # Programs of the guest. Of what they depend on, the libraries come along.
 TOOLS = [
-    "bash", "busybox-static", "conntrack", "iproute2", "iputils-ping", "ipvsadm", "kmod", "libgcc-s1", "netbase",
+    "bash", "busybox-static", "ca-certificates", "conntrack", "iproute2", "iputils-ping", "ipvsadm", "kmod", "libgcc-s1", "netbase",
     "nftables", "tcpdump", "util-linux",
 ]  # fmt: skip
 LEFT_OUT = re.compile(
-    r"usr/share/(doc|man|locale|lintian|bash-completion|info|perl5|i18n|nmap|menu|pixmaps)(/|$)"
+    r"usr/share/(doc|man|locale|lintian|bash-completion|info|perl5|i18n|ca-certificates|nmap|menu|pixmaps)(/|$)"
     r"|usr/lib/systemd(/|$)|boot(/|$)|usr/lib/modules(/|$)|var(/|$)|etc/init\.d(/|$)"
 )
 # Modules that are in the image, below kernel/, with what they depend on.
@@ -217,6 +217,10 @@ class Base:
         archive.data("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
         archive.data("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
         archive.data("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")
+        # What the package's script would do.
+        certificates = sorted((root / "usr/share/ca-certificates/mozilla").iterdir())
+        whole = b"".join(path.read_bytes() for path in certificates)
+        archive.data("etc/ssl/certs/ca-certificates.crt", whole)
         self._add_modules(archive, root, image, version)
         self._check_libraries(root)
         self._add_tools(archive, root)

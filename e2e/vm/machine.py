@@ -85,7 +85,7 @@ class Console:
         self.mark = re.compile(rf"@{number} (\w+) ?(.*)")
         self.log = open(log, "w")
         self.early = []
-        self.shown = False
+        self.up = None
         self.process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -112,15 +112,11 @@ class Console:
                 yield line
 
     def show(self, line):
-        if self.shown:
-            print(f"vm | {line}", flush=True)
+        """Once the guest is up; with the seconds since then."""
+        if self.up:
+            print(f"vm {time.monotonic() - self.up:4.0f} | {line}", flush=True)
         else:
             self.early.append(line)
-
-    def show_all(self):
-        self.shown = True
-        for line in self.early:
-            self.show(line)
 
     def close(self):
         if self.process.poll() is None:
@@ -133,7 +129,7 @@ class Console:
 def run(words, log, number, boot_seconds, limit):
     """Runs the machine to its end. `limit`: suite to seconds. Raises NoBoot if it never came up."""
     console = Console(words, log, number)
-    result, up, ended = Result(), False, False
+    result, ended = Result(), False
     deadline = time.monotonic() + boot_seconds
     begun = panic = None
     try:
@@ -151,7 +147,7 @@ def run(words, log, number, boot_seconds, limit):
             word, rest = found.groups()
             deadline = time.monotonic() + GRACE_SECONDS
             if word == "up":
-                up, console.shown = True, True
+                console.up = time.monotonic()
                 say(f"Linux {rest}")
             elif word == "start":
                 result.suites.append((rest, None, 0))
@@ -165,7 +161,7 @@ def run(words, log, number, boot_seconds, limit):
                 ended = True
     finally:
         console.close()
-    if not up:
+    if not console.up:
         reason = result.fault or panic or (console.early or ["QEMU said nothing"])[-1]
         raise NoBoot(reason.strip())
     if panic:

@@ -14,6 +14,8 @@ from pathlib import Path
 from guest import HERE, Archive, Failed, say
 
 ROOT = HERE.parent.parent
+# How many times as slow an emulated machine is, for tests that wait.
+SLOWNESS = 5
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Suite:
     threads: int | None = None
     # Under emulation loaded first: the kernel takes half a second to find and load each one by itself.
     preload: list[str] = field(default_factory=list)
-    # Under emulation only tests whose names contain one of these, with the reason for the choice.
+    # Arguments of the test harness under emulation: what is worth the time.
     emulated: list[str] = field(default_factory=list)
     # Found by cargo.
     program: Path | None = None
@@ -121,6 +123,8 @@ def write_tests(path, suites, programs, plan):
 def plan(suites, number, arguments, emulated, everything):
     """The script of a run: one step for each suite."""
     lines = [f"VM_NUMBER={number}", "mark up $(uname -r)"]
+    if emulated:
+        lines.append(f"export TEST_NETNS_SLOWNESS={SLOWNESS}")
     for suite in suites:
         words = ["--color=always" if sys.stdout.isatty() else "--color=never"]
         if suite.threads:
