@@ -1,0 +1,414 @@
+//! One netlink socket: reads dumps, sends batches, tells answers by sequence number.
+//!
+//! ```text
+//!  datagram = nlmsghdr │ body │ nlmsghdr │ body │ …      ≤ 256 messages, ACK asked for on the last
+//!  answers  = one NLMSG_ERROR for each message refused, one for the last message in any case
+//! ```
+//!
+//! KERNEL: `netlink_rcv_skb()` (net/netlink/af_netlink.c) works inside `sendto()`, carries on after a message
+//! that is refused, and answers refusals without being asked: when `sendto()` returns, all answers wait in the
+//! socket. So they are read without blocking until there are no more.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use netlink_packet_core::{
+    DoneBuffer, Emitable, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
+use netlink_sys::{Socket as RawSocket, SocketAddr};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+/// Larger than any datagram of a dump (the kernel stops at 32 KiB).
+const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Room for the answers to a batch in which every message is refused: each is charged about 1 KiB, and at the
+/// default of 208 KiB some are lost.
+const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
+/// Messages in one datagram: enough to make the system call cheap, few enough for the answers to fit into
+/// [`RECEIVE_QUEUE`] many times.
+const BATCH_MESSAGES: usize = 256;
+/// Bytes in one datagram: below the send buffer that every socket has (net.core.wmem_default is 208 KiB nearly
+/// everywhere).
+const BATCH_BYTES: usize = 96 * 1024;
+/// A dump goes on inside each `recv()`; only a kernel in trouble lets us wait.
+const ANSWER_TIMEOUT_SECONDS: i64 = 10;
+
+/// Why a request was not answered in full.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    /// What was dumped changed meanwhile (`NLM_F_DUMP_INTR`, `EINTR`), or parts were lost. Ask again.
+    Interrupted,
+    /// The kernel refused with this (positive) `errno`.
+    Refused(i32),
+    /// An answer that is none.
+    Malformed(&'static str),
+    /// The socket failed; open another.
+    Io(io::Error),
+}
+
+/// What became of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answers {
+    /// Index of each message refused, with its positive `errno`; in order.
+    pub(crate) refused: Vec<(usize, i32)>,
+    /// Answers were lost: messages that are not in `refused` may have been refused too.
+    pub(crate) lost: bool,
+}
+
+/// See the module.
+pub(crate) struct Netlink {
+    socket: RawSocket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// A socket in the network namespace of the calling thread, where it stays.
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = RawSocket::new(protocol)?;
+        socket.bind_auto()?;
+        // Without it each refusal carries the whole refused message back.
+        socket.set_cap_ack(true)?;
+        setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
+        // Worth having, not needed (it takes CAP_NET_ADMIN in the first user namespace): without it only the
+        // first refusals of a batch are told, which is noticed.
+        let _ = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_QUEUE);
+        Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// Sends one request and hands the body of each message of the answer to `each`, to the end of the dump
+    /// (with [`NLM_F_DUMP`] in `flags`) or to the acknowledgement (without).
+    ///
+    /// An answer is read to its end whatever `each` says, so that the conversation can go on; the first
+    /// complaint of `each` is what comes back.
+    pub(crate) fn request(
+        &mut self,
+        message: impl NetlinkSerializable,
+        flags: u16,
+        mut each: impl FnMut(&[u8]) -> Result<(), &'static str>,
+    ) -> Result<(), ReadError> {
+        let dump = flags & NLM_F_DUMP == NLM_F_DUMP;
+        let sequence = self.take_sequence();
+        let mut request = Vec::with_capacity(128);
+        // KERNEL: a dump ends with NLMSG_DONE; a single answer has an end only if it is acknowledged.
+        let end = if dump { 0 } else { NLM_F_ACK };
+        append(&mut request, message, NLM_F_REQUEST | flags | end, sequence);
+        self.send(&request).map_err(ReadError::Io)?;
+        let mut outcome = Ok(());
+        loop {
+            match self.receive(true) {
+                Ok(Some(datagram)) => {
+                    let end = read_answer(datagram, sequence, &mut outcome, &mut each);
+                    if let Some(end) = end {
+                        return outcome.and(end);
+                    }
+                }
+                Ok(None) => {}
+                // KERNEL: netlink_dump() waits until there is room, so the end of a dump is never lost.
+                Err(error) if dump && error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    outcome = outcome.and(Err(ReadError::Interrupted));
+                }
+                Err(error) => return Err(ReadError::Io(error)),
+            }
+        }
+    }
+
+    /// Sends messages (each with its flags beside `NLM_F_REQUEST`), as few datagrams as there may be, in order.
+    /// Nothing is atomic: what is not refused is done.
+    ///
+    /// # Errors
+    /// When the socket fails: messages after that were not sent.
+    pub(crate) fn batch<M: NetlinkSerializable>(
+        &mut self,
+        messages: impl IntoIterator<Item = (M, u16)>,
+    ) -> io::Result<Answers> {
+        let mut answers = Answers::default();
+        let mut messages = messages.into_iter().peekable();
+        let mut done = 0;
+        while messages.peek().is_some() {
+            let mut batch = Batch { bytes: Vec::new(), count: 0, last: 0, first: self.sequence };
+            while batch.has_room() {
+                let Some((message, flags)) = messages.next() else { break };
+                let sequence = self.take_sequence();
+                batch.add(message, flags, sequence);
+            }
+            batch.ask_for_end();
+            self.send(&batch.bytes)?;
+            self.collect(&batch, done, &mut answers)?;
+            done += batch.count;
+        }
+        Ok(answers)
+    }
+
+    /// Reads the answers to a batch whose first message is number `done` of all.
+    fn collect(&mut self, batch: &Batch, done: usize, answers: &mut Answers) -> io::Result<()> {
+        let mut confirmed = false;
+        loop {
+            let datagram = match self.receive(false) {
+                Ok(Some(datagram)) => datagram,
+                Ok(None) => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    answers.lost = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for message in Messages::new(datagram).map_while(Result::ok) {
+                let Some(errno) = error_number(&message) else { continue };
+                let index = message.sequence_number().wrapping_sub(batch.first) as usize;
+                // What is left of an earlier conversation has other numbers.
+                if index >= batch.count {
+                    continue;
+                }
+                confirmed |= index + 1 == batch.count;
+                if errno != 0 {
+                    answers.refused.push((done + index, errno));
+                }
+            }
+        }
+        answers.lost |= !confirmed;
+        Ok(())
+    }
+
+    fn take_sequence(&mut self) -> u32 {
+        let sequence = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        sequence
+    }
+
+    /// Sends the whole buffer as one datagram.
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let sent = self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0)?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::WriteZero, "datagram sent in part"))
+        }
+    }
+
+    /// Reads the next datagram; `None` if none waits.
+    fn receive(&mut self, wait: bool) -> io::Result<Option<&[u8]>> {
+        let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
+        loop {
+            self.buffer.clear();
+            match self.socket.recv_from(&mut self.buffer, flags) {
+                Ok((len, _)) if len > self.buffer.len() => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "datagram larger than the buffer",
+                    ));
+                }
+                // Only the kernel is port 0; anybody may send to our port.
+                Ok((_, address)) if address.port_number() != 0 => {}
+                Ok(_) => return Ok(Some(&self.buffer)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !wait => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// One datagram of messages, being written.
+struct Batch {
+    bytes: Vec<u8>,
+    count: usize,
+    /// Sequence number of the first message.
+    first: u32,
+    /// Where the last message begins.
+    last: usize,
+}
+
+impl Batch {
+    fn has_room(&self) -> bool {
+        self.count < BATCH_MESSAGES && self.bytes.len() < BATCH_BYTES
+    }
+
+    fn add(&mut self, message: impl NetlinkSerializable, flags: u16, sequence: u32) {
+        self.last = self.bytes.len();
+        append(&mut self.bytes, message, NLM_F_REQUEST | flags, sequence);
+        self.count += 1;
+    }
+
+    /// Has the kernel answer the last message in any case.
+    fn ask_for_end(&mut self) {
+        if self.count > 0 {
+            let mut last = NetlinkBuffer::new(&mut self.bytes[self.last..]);
+            let flags = last.flags();
+            last.set_flags(flags | NLM_F_ACK);
+        }
+    }
+}
+
+/// Writes a message behind others.
+fn append(bytes: &mut Vec<u8>, message: impl NetlinkSerializable, flags: u16, sequence: u32) {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    message.finalize();
+    let start = bytes.len();
+    bytes.resize(start + aligned(message.buffer_len()), 0);
+    let end = start + message.buffer_len();
+    message.emit(&mut bytes[start..end]);
+}
+
+const fn aligned(len: usize) -> usize {
+    len.next_multiple_of(NLMSG_ALIGNTO as usize)
+}
+
+/// Hands over the bodies that answer request `sequence`; `Some` is the end of the answer.
+fn read_answer(
+    datagram: &[u8],
+    sequence: u32,
+    outcome: &mut Result<(), ReadError>,
+    each: &mut impl FnMut(&[u8]) -> Result<(), &'static str>,
+) -> Option<Result<(), ReadError>> {
+    let mut complain = |error| {
+        if outcome.is_ok() {
+            *outcome = Err(error);
+        }
+    };
+    for message in Messages::new(datagram) {
+        let message = match message {
+            Ok(message) => message,
+            Err(what) => {
+                complain(ReadError::Malformed(what));
+                break;
+            }
+        };
+        if message.sequence_number() != sequence {
+            continue;
+        }
+        if message.flags() & NLM_F_DUMP_INTR != 0 {
+            complain(ReadError::Interrupted);
+        }
+        match message.message_type() {
+            NLMSG_DONE | NLMSG_ERROR => {
+                return Some(match error_number(&message) {
+                    Some(0) => Ok(()),
+                    Some(libc::EINTR) => Err(ReadError::Interrupted),
+                    Some(errno) => Err(ReadError::Refused(errno)),
+                    None => Err(ReadError::Malformed("an end of an answer without a result")),
+                });
+            }
+            _ => {
+                if let Err(what) = each(message.payload()) {
+                    complain(ReadError::Malformed(what));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The positive `errno` in an answer or at the end of a dump; 0 is success. `None` for any other message.
+fn error_number(message: &NetlinkBuffer<&[u8]>) -> Option<i32> {
+    let payload = message.payload();
+    let code = match message.message_type() {
+        NLMSG_ERROR => ErrorBuffer::new_checked(payload).ok()?.code().map_or(0, Into::into),
+        // KERNEL: a dump may end without a number.
+        NLMSG_DONE if payload.is_empty() => 0,
+        NLMSG_DONE => DoneBuffer::new_checked(payload).ok()?.code(),
+        _ => return None,
+    };
+    Some(i32::checked_neg(code).unwrap_or(i32::MAX))
+}
+
+/// Splits a datagram into messages. Ends, with an error, at the first that is cut or too short.
+struct Messages<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Messages<'a> {
+    fn new(datagram: &'a [u8]) -> Self {
+        Self { rest: datagram }
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<NetlinkBuffer<&'a [u8]>, &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let Ok(message) = NetlinkBuffer::new_checked(self.rest) else {
+            self.rest = &[];
+            return Some(Err("a message that is longer than its datagram, or has no header"));
+        };
+        self.rest = self.rest.get(aligned(message.length() as usize)..).unwrap_or_default();
+        Some(Ok(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::genl::{Attribute, Command, Value};
+
+    fn batch(messages: usize) -> Batch {
+        let mut batch = Batch { bytes: Vec::new(), count: 0, last: 0, first: 7 };
+        for at in 0..messages {
+            let attributes = vec![Attribute::new(1, Value::Text("x".repeat(at)))];
+            let command = Command { command: 1, version: 1, attributes };
+            batch.add(command.message(20), 0, 7 + at as u32);
+        }
+        batch.ask_for_end();
+        batch
+    }
+
+    #[test]
+    fn only_the_last_message_of_a_batch_asks_for_an_acknowledgement() {
+        let batch = batch(9);
+        let messages: Vec<_> = Messages::new(&batch.bytes).map(Result::unwrap).collect();
+        assert_eq!(messages.len(), 9);
+        for (at, message) in messages.iter().enumerate() {
+            assert_eq!(message.sequence_number(), 7 + at as u32);
+            assert_eq!(message.message_type(), 20);
+            assert_eq!(message.flags() & NLM_F_ACK != 0, at == 8);
+        }
+    }
+
+    /// Everything that reads datagrams.
+    fn read(bytes: &[u8]) {
+        for message in Messages::new(bytes).map_while(Result::ok) {
+            error_number(&message);
+        }
+        let mut outcome = Ok(());
+        read_answer(bytes, 7, &mut outcome, &mut |_| Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn fuzz_damaged_datagrams(
+            damage in vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+            end in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = batch(5).bytes;
+            for (place, value) in damage {
+                let place = place.index(bytes.len());
+                bytes[place] = value;
+            }
+            read(&bytes[..end.index(bytes.len())]);
+            read(&bytes);
+        }
+
+        #[test]
+        fn fuzz_any_answer(kind in 0..5u16, body in vec(any::<u8>(), 0..24)) {
+            let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
+            bytes.extend_from_slice(&kind.to_ne_bytes());
+            bytes.extend_from_slice(&[0, 0]);
+            bytes.extend_from_slice(&7u32.to_ne_bytes());
+            bytes.extend_from_slice(&[0; 4]);
+            bytes.extend_from_slice(&body);
+            read(&bytes);
+        }
+    }
+}
