@@ -8,6 +8,7 @@ export CONFORMANCE_DIR
 
 # Debian packages, by what needs them.
 TEST_PACKAGES := iproute2 nftables conntrack util-linux xz-utils
+VM_PACKAGES := qemu-system-x86 python3
 BENCH_PACKAGES := iproute2 nftables ipset iptables
 
 # Tests that need root or the public suites. Always with the same packages and features, so that each crate is
@@ -54,6 +55,11 @@ test-unit: need-cargo ## Golden cases, properties, replay; needs no privileges
 test-netns: need-cargo ## Real nftables and real packets, in namespaces; needs root
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
 	NPC_FIREWALL="$(FIREWALL)" cargo test $(PRIVILEGED) --lib --test netns --test namespace --test outcomes --test topology --test demo
+
+.PHONY: test-vm
+test-vm: need-cargo ## The same on Linux 6.1 in QEMU, emulated if there is no KVM (VM_ALL=1: all of it); see e2e/vm
+	@$(MAKE) --no-print-directory PACKAGES="$(VM_PACKAGES)" packages
+	VM_CARGO_FLAGS="$(PRIVILEGED)" e2e/vm/run
 
 .PHONY: test-conformance
 test-conformance: need-cargo ## The public suites of ../shared/conformance (CONFORMANCE_ALL=1: every case as packets)

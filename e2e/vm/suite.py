@@ -52,9 +52,13 @@ def read_suites(names):
 def build(suites):
     """Has cargo build the suites; returns the programs that they start, by the paths they know."""
     words = ["cargo", "test", "--no-run", "--message-format=json-render-diagnostics"]
+    # Crates are compiled anew for each choice of packages and features: that of another lane can be given.
+    shared = shlex.split(os.environ.get("VM_CARGO_FLAGS") or "")
+    words += shared
     for suite in suites:
-        words += ["-p", suite.package, "--test", suite.test]
-        words += [f"--features={suite.package}/{feature}" for feature in suite.features]
+        words.append(f"--test={suite.test}")
+        if not shared:
+            words += ["-p", suite.package, *(f"--features={suite.package}/{f}" for f in suite.features)]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise Failed("cargo failed")
@@ -64,11 +68,11 @@ def build(suites):
         if not message.get("executable"):
             continue
         path, target = Path(message["executable"]), message["target"]
-        if target["kind"] == ["bin"]:
-            programs.append(path)
+        # Packages are in folders of their names.
         folder = Path(message["manifest_path"]).parent
+        if target["kind"] == ["bin"] and folder.name in {suite.package for suite in suites}:
+            programs.append(path)
         for suite in suites:
-            # Packages are in folders of their names.
             if target["kind"] == ["test"] and (folder.name, target["name"]) == (suite.package, suite.test):
                 suite.program, suite.folder = path, folder
     for suite in suites:
@@ -120,7 +124,7 @@ def write_tests(path, suites, programs, plan):
     shutil.rmtree(work)
 
 
-def plan(suites, number, arguments, emulated, everything):
+def plan(suites, number, limit, arguments, emulated):
     """The script of a run: one step for each suite."""
     lines = [f"VM_NUMBER={number}", "mark up $(uname -r)"]
     if emulated:
@@ -129,11 +133,10 @@ def plan(suites, number, arguments, emulated, everything):
         words = ["--color=always" if sys.stdout.isatty() else "--color=never"]
         if suite.threads:
             words.append(f"--test-threads={suite.threads}")
-        if emulated and not everything and not arguments:
+        if emulated and not os.environ.get("VM_ALL") and not arguments:
             words += suite.emulated
         if emulated and suite.preload:
             lines.append(shlex.join(["modprobe", "-a", *suite.preload]))
-        limit = int(os.environ.get("VM_TIMEOUT") or suite.timeout_seconds)
-        lines.append(shlex.join(["step", suite.name, str(limit), *words, *arguments]))
+        lines.append(shlex.join(["step", suite.name, str(limit[suite.name]), *words, *arguments]))
     lines.append("mark end")
     return "\n".join(lines) + "\n"
