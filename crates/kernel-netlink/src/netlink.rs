@@ -347,11 +347,13 @@ impl<'a> Iterator for Messages<'a> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_generic::constants::{CTRL_ATTR_FAMILY_ID, CTRL_CMD_GETFAMILY, GENL_ID_CTRL};
+    use netlink_sys::protocols::NETLINK_GENERIC;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::genl::{Attribute, Command, Value};
+    use crate::genl::{Attribute, Command, Value, family_id};
 
     fn batch(messages: usize) -> Batch {
         let mut batch = Batch { bytes: Vec::new(), count: 0, last: 0, first: 7 };
@@ -374,6 +376,100 @@ mod tests {
             assert_eq!(message.message_type(), 20);
             assert_eq!(message.flags() & NLM_F_ACK != 0, at == 8);
         }
+    }
+
+    /// A message of a dump as the kernel writes it.
+    fn answer(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&flags.to_ne_bytes());
+        bytes.extend_from_slice(&sequence.to_ne_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(body);
+        bytes.resize(aligned(bytes.len()), 0);
+        bytes
+    }
+
+    /// Reads datagrams as the answer to request 7: bodies, and what came of it if it has ended.
+    fn read_all(datagrams: &[Vec<u8>]) -> (Vec<Vec<u8>>, Option<Result<(), ReadError>>) {
+        let (mut bodies, mut outcome) = (Vec::new(), Ok(()));
+        for datagram in datagrams {
+            let end = read_answer(datagram, 7, &mut outcome, &mut |body| {
+                bodies.push(body.to_vec());
+                if body == b"bad!" { Err("bad") } else { Ok(()) }
+            });
+            if let Some(end) = end {
+                return (bodies, Some(outcome.and(end)));
+            }
+        }
+        (bodies, None)
+    }
+
+    #[test]
+    fn an_answer_ends_with_its_own_end_and_leaves_others_alone() {
+        let stale = [answer(20, 0, 6, b"old!"), answer(NLMSG_DONE, 0, 6, &[])].concat();
+        let first = [answer(20, 0, 7, b"1..."), answer(20, 0, 7, b"2...")].concat();
+        let (bodies, end) = read_all(&[stale.clone(), first.clone()]);
+        assert_eq!((bodies.len(), end.is_none()), (2, true));
+        let (bodies, end) = read_all(&[stale, first, answer(NLMSG_DONE, 0, 7, &0i32.to_ne_bytes())]);
+        assert_eq!(bodies, [b"1...", b"2..."]);
+        assert!(matches!(end, Some(Ok(()))));
+    }
+
+    #[test]
+    fn an_answer_that_was_interrupted_refused_or_bad_is_read_to_its_end() {
+        let done = answer(NLMSG_DONE, 0, 7, &0i32.to_ne_bytes());
+        let refused = answer(NLMSG_DONE, 0, 7, &(-libc::EBUSY).to_ne_bytes());
+        let changed = answer(NLMSG_DONE, 0, 7, &(-libc::EINTR).to_ne_bytes());
+        let entry = answer(20, 0, 7, b"1...");
+        let torn = answer(20, NLM_F_DUMP_INTR, 7, b"1...");
+        let ends = |datagrams: &[&Vec<u8>]| {
+            let datagrams: Vec<_> = datagrams.iter().map(|datagram| (*datagram).clone()).collect();
+            read_all(&datagrams)
+        };
+        assert!(
+            matches!(ends(&[&torn, &done]), (bodies, Some(Err(ReadError::Interrupted))) if bodies.len() == 1)
+        );
+        assert!(matches!(ends(&[&entry, &changed]), (_, Some(Err(ReadError::Interrupted)))));
+        assert!(matches!(ends(&[&entry, &refused]), (_, Some(Err(ReadError::Refused(libc::EBUSY))))));
+        let bad = answer(20, 0, 7, b"bad!");
+        assert!(matches!(
+            ends(&[&bad, &entry, &done]),
+            (bodies, Some(Err(ReadError::Malformed("bad")))) if bodies.len() == 2
+        ));
+    }
+
+    /// Asks for families that there are not (by number: no module is looked for), but for `known` of them.
+    fn ask(netlink: &mut Netlink, messages: usize, known: &[usize]) -> Answers {
+        let asked = (0..messages).map(|at| {
+            let number = if known.contains(&at) { GENL_ID_CTRL } else { u16::MAX };
+            let attributes = vec![Attribute::new(CTRL_ATTR_FAMILY_ID, Value::U16(number))];
+            let command = Command { command: CTRL_CMD_GETFAMILY, version: 2, attributes };
+            (command.message(GENL_ID_CTRL), 0)
+        });
+        netlink.batch(asked).unwrap()
+    }
+
+    #[test]
+    fn refused_messages_of_several_datagrams_are_named() {
+        let mut netlink = Netlink::open(NETLINK_GENERIC).unwrap();
+        let known = [0, 255, 256, 299];
+        let answers = ask(&mut netlink, 300, &known);
+        let refused: Vec<_> =
+            (0..300).filter(|at| !known.contains(at)).map(|at| (at, libc::ENOENT)).collect();
+        assert_eq!(answers, Answers { refused, lost: false });
+    }
+
+    #[test]
+    fn lost_answers_are_noticed_and_the_conversation_goes_on() {
+        let mut netlink = Netlink::open(NETLINK_GENERIC).unwrap();
+        setsockopt(&netlink.socket.as_fd(), sockopt::RcvBuf, &8192).unwrap();
+        let answers = ask(&mut netlink, 200, &[]);
+        assert!(answers.lost);
+        assert!(answers.refused.len() < 200, "nothing was lost");
+        let refused = vec![(0, libc::ENOENT)];
+        assert_eq!(ask(&mut netlink, 1, &[]), Answers { refused, lost: false });
+        assert_eq!(family_id(&mut netlink, "nlctrl").unwrap(), GENL_ID_CTRL);
     }
 
     /// Everything that reads datagrams.
@@ -402,13 +498,7 @@ mod tests {
 
         #[test]
         fn fuzz_any_answer(kind in 0..5u16, body in vec(any::<u8>(), 0..24)) {
-            let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
-            bytes.extend_from_slice(&kind.to_ne_bytes());
-            bytes.extend_from_slice(&[0, 0]);
-            bytes.extend_from_slice(&7u32.to_ne_bytes());
-            bytes.extend_from_slice(&[0; 4]);
-            bytes.extend_from_slice(&body);
-            read(&bytes);
+            read(&answer(kind, 0, 7, &body));
         }
     }
 }
