@@ -56,9 +56,8 @@ def build(suites):
     shared = shlex.split(os.environ.get("VM_CARGO_FLAGS") or "")
     words += shared
     for suite in suites:
-        words.append(f"--test={suite.test}")
-        if not shared:
-            words += ["-p", suite.package, *(f"--features={suite.package}/{f}" for f in suite.features)]
+        words += [f"--test={suite.test}", *(f"--features={suite.package}/{name}" for name in suite.features)]
+        words += [] if shared else ["-p", suite.package]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise Failed("cargo failed")
