@@ -12,11 +12,10 @@
 //! next packet of the original direction.
 
 use kernel_nft::{
-    BaseChain, Chain, ChainType, CtState, DataType, Family, Hook, IpVersion, Key, Name, Reject, Rule,
-    Ruleset, SetSpec, Side, Table, TableFlags, Value,
+    BaseChain, Chain, ChainType, CtState, DataType, Family, Hook, IpVersion, Journal, Key, Name, Reject,
+    Rule, Ruleset, SetSpec, Side, Table, TableFlags, Value,
 };
 
-use super::journal::Journal;
 use super::{DenyAction, Established, PlanConfig};
 use crate::model::policy::Direction;
 use crate::owned;

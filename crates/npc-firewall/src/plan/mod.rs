@@ -4,7 +4,7 @@
 //!   World ──touched──► Planner ──┬─ chain     rules of a set of policies
 //!                                ├─ sets      who is in which address set
 //!                                ├─ base      hooks, dispatch, refusal, generation
-//!                                └─ journal   shadow of the table ──► ops
+//!                                └─ kernel_nft::Journal   shadow of the table ──► ops
 //! ```
 //!
 //! The layout of the table is described in docs/architecture.md: a packet costs one comparison once its
@@ -14,7 +14,6 @@
 pub mod base;
 pub mod chain;
 pub mod generation;
-pub mod journal;
 pub mod planner;
 pub mod sets;
 

@@ -14,11 +14,11 @@ use kernel_nft::{Chain, IpVersion, Key, Name, Op, Rule, Ruleset, TableFlags, Val
 use super::PlanConfig;
 use super::base::{self, EXEMPT_SETS};
 use super::chain::{self, Compiled};
-use super::journal::{Journal, Steps};
 use super::sets::{self, AddressSets, Membership, SetId};
 use crate::model::index::SelectorIndex;
 use crate::model::policy::{Direction, Policy, PortMatch, Problem, Reason};
 use crate::model::world::{Touched, World};
+use kernel_nft::{Journal, Steps};
 
 /// The wanted table and how it came about.
 #[derive(Debug)]

@@ -13,11 +13,11 @@ use kernel_nft::{DataType, IpVersion, Key, Name, SetSpec, Value};
 
 use super::base::{address_type, plain_set};
 use super::digest;
-use super::journal::Journal;
 use crate::model::index::SelectorIndex;
 use crate::model::policy::{NamespaceMatch, Term};
 use crate::model::ranges::{Ranges, address};
 use crate::model::world::World;
+use kernel_nft::Journal;
 
 /// What an address set means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

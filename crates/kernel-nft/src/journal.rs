@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use kernel_nft::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, TableFlags, Value};
+use crate::ruleset::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, TableFlags, Value};
 
 /// Wanted state with a memory of the last commit.
 #[derive(Debug)]
@@ -220,8 +220,8 @@ impl Phases {
     }
 }
 
-/// Whether all of `some` are among `all`. Every rule of a policy chain but the last allows something, so a
-/// chain that only gained rules refuses nothing that it allowed.
+/// Whether all of `some` are among `all`: a chain whose rules allow, but for the last, refuses nothing that it
+/// allowed if it only gained rules.
 fn includes(all: &[Rule], some: &[Rule]) -> bool {
     some.iter().all(|rule| all.contains(rule))
 }
