@@ -38,9 +38,12 @@ def command(accelerator, kernel, archives, memory, interactive=False):
     words = ["qemu-system-x86_64", "-M", "q35", "-m", memory, "-smp", str(processors)]
     # q35: under emulation microvm has no clock that it trusts and may hang at boot.
     words += ["-nic", "none", "-vga", "none", "-display", "none", "-no-reboot"]
-    words += {"kvm": ["-accel", "kvm", "-cpu", "host"], "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max"]}[accelerator]
+    fast, slow = ["-accel", "kvm", "-cpu", "host"], ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    words += {"kvm": fast, "tcg": slow}[accelerator]
     words += ["-serial", "mon:stdio" if interactive else "stdio"]
-    append = "console=ttyS0 loglevel=3 panic=-1 oops=panic mitigations=off random.trust_cpu=on"
+    # A kernel that hangs says where, and its guest ends.
+    append = "console=ttyS0 loglevel=3 panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1"
+    append += " mitigations=off random.trust_cpu=on"
     return [*words, "-kernel", str(kernel), "-initrd", str(archives), "-append", append]
 
 
