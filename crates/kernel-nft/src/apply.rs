@@ -5,7 +5,7 @@
 use nix::libc;
 
 use crate::describe::describe;
-use crate::ruleset::{Chain, Key, Name, Op, Ruleset, Set, SetSpec, Value};
+use crate::ruleset::{Chain, Key, MapsTo, Name, Op, Ruleset, Set, SetSpec, Value};
 
 /// Why a change is refused, as the kernel would.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,11 +114,17 @@ fn delete_elements(set: &mut Set, elements: &[(Key, Value)]) -> Result<(), i32> 
 /// The key has the length and the value the kind that the set is for.
 fn fits(spec: &SetSpec, key: &Key, value: &Value) -> Result<(), i32> {
     let kind = match value {
-        Value::Member => !spec.interval && !spec.verdict_map,
+        Value::Member => !spec.interval && spec.maps_to == MapsTo::Nothing,
         Value::Until(last) => {
-            spec.interval && !spec.verdict_map && last.as_bytes().len() == spec.key_len() && key <= last
+            spec.interval
+                && spec.maps_to == MapsTo::Nothing
+                && last.as_bytes().len() == spec.key_len()
+                && key <= last
         }
-        Value::Verdict(_) => spec.verdict_map,
+        Value::Verdict(_) => spec.is_verdict_map(),
+        Value::Data(data) => {
+            matches!(spec.maps_to, MapsTo::Data(_)) && data.as_bytes().len() == spec.data_len()
+        }
     };
     if kind && key.as_bytes().len() == spec.key_len() { Ok(()) } else { Err(libc::EINVAL) }
 }
@@ -127,6 +133,6 @@ fn fits(spec: &SetSpec, key: &Key, value: &Value) -> Result<(), i32> {
 fn overlaps(set: &Set, first: &Key, last: &Key) -> bool {
     set.elements.range(..=last.clone()).next_back().is_some_and(|(start, value)| match value {
         Value::Until(end) => start >= first || end >= first,
-        Value::Member | Value::Verdict(_) => false,
+        Value::Member | Value::Verdict(_) | Value::Data(_) => false,
     })
 }

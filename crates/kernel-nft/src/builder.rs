@@ -12,17 +12,23 @@
 //! A match on a header needs to know that the header is there; that condition (a *dependency*: `meta nfproto`,
 //! `meta l4proto`) is added before the first match that needs it and not again.
 
+mod field;
+mod translation;
+
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
 use crate::expr::{
-    CmpOp, CtKey, CtState, Expr, IpVersion, MetaKey, PayloadBase, Register, Reject, Side, Verdict,
+    CmpOp, CtKey, CtState, CtStatus, Expr, IpVersion, MetaKey, PayloadBase, Register, Reject, Side, Verdict,
 };
-use crate::ruleset::{Name, Rule, comment};
+use crate::ruleset::{DataType, Name, Rule, comment};
+
+pub use field::{DESTINATION, Field, SOURCE};
 
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_ICMPV6: u8 = 58;
 /// `RTN_LOCAL` of include/uapi/linux/rtnetlink.h.
 const RTN_LOCAL: u32 = 2;
@@ -35,6 +41,10 @@ const LIMIT_BURST_DEFAULT: u32 = 5;
 
 /// All matches load into the first register: they are used at once.
 const FIRST: Register = Register(0);
+/// Where a second constant goes: `NFT_REG_2`, as nft has it.
+const SECOND: Register = Register(4);
+/// `IFNAMSIZ` of include/uapi/linux/if.h.
+const IFNAMSIZ: usize = 16;
 
 impl IpVersion {
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
@@ -53,8 +63,16 @@ impl IpVersion {
         }
     }
 
+    /// Type of an address in sets and maps.
+    pub const fn data_type(self) -> DataType {
+        match self {
+            Self::V4 => DataType::Ipv4Addr,
+            Self::V6 => DataType::Ipv6Addr,
+        }
+    }
+
     /// Registers that an address fills.
-    const fn registers(self) -> u8 {
+    pub(crate) const fn registers(self) -> u8 {
         match self {
             Self::V4 => 1,
             Self::V6 => 4,
@@ -114,7 +132,7 @@ impl Rule {
         if (first, last) == (0, u16::MAX) {
             return rule;
         }
-        let rule = rule.load_dport(FIRST);
+        let rule = rule.load_port(Side::Destination, FIRST);
         if first == last {
             return rule.cmp(CmpOp::Eq, &first.to_be_bytes());
         }
@@ -165,44 +183,42 @@ impl Rule {
     /// whose third and fourth byte equal the port.
     #[must_use]
     pub fn address_port_in(self, side: Side, version: IpVersion, set: &Name) -> Self {
-        self.nfproto(version)
-            .load_address(side, version, FIRST)
-            .load_dport(Register(version.registers()))
-            .lookup(set, false)
+        self.fields_in(version, &[Field::Address(side), Field::Port(Side::Destination)], set)
     }
 
     /// `ip saddr . ip daddr @set`. Key of the set: two addresses.
     #[must_use]
     pub fn address_pair_in(self, version: IpVersion, set: &Name) -> Self {
-        self.nfproto(version)
-            .load_address(Side::Source, version, FIRST)
-            .load_address(Side::Destination, version, Register(version.registers()))
-            .lookup(set, false)
+        self.fields_in(version, &[Field::Address(Side::Source), Field::Address(Side::Destination)], set)
     }
 
-    /// `ip daddr . meta l4proto . th dport @set`. Key of the set: address, `inet_proto`, `inet_service`.
+    /// `ip daddr . meta l4proto . th dport @set`. Key of the set: address, `inet_proto`, `inet_service`. The
+    /// port is always the destination port; for others see [`Rule::fields_in`].
     #[must_use]
     pub fn address_proto_port_in(self, side: Side, version: IpVersion, set: &Name) -> Self {
-        let next = version.registers();
-        self.nfproto(version)
-            .load_address(side, version, FIRST)
-            .expression(Expr::Meta { key: MetaKey::L4Proto, dreg: Register(next) })
-            .load_dport(Register(next + 1))
-            .lookup(set, false)
+        self.fields_in(version, &[Field::Address(side), Field::L4Proto, Field::Port(Side::Destination)], set)
     }
 
     /// `meta l4proto . th dport @set`. Key of the set: `inet_proto`, `inet_service`.
     #[must_use]
     pub fn proto_port_in(self, set: &Name) -> Self {
-        self.expression(Expr::Meta { key: MetaKey::L4Proto, dreg: FIRST })
-            .load_dport(Register(1))
-            .lookup(set, false)
+        // Neither field depends on the IP version.
+        self.fields_in(IpVersion::V4, &[Field::L4Proto, Field::Port(Side::Destination)], set)
     }
 
     /// `ip saddr vmap @map`: carries out the verdict found; goes on with the next rule if there is none.
     #[must_use]
     pub fn address_verdict(self, side: Side, version: IpVersion, map: &Name) -> Self {
         self.nfproto(version).load_address(side, version, FIRST).lookup(map, true)
+    }
+
+    /// `icmp type @set`. Key of the set: `icmp_type`.
+    #[must_use]
+    pub fn icmp_type_in(self, set: &Name) -> Self {
+        self.nfproto(IpVersion::V4)
+            .l4proto(IPPROTO_ICMP)
+            .expression(Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 1, dreg: FIRST })
+            .lookup(set, false)
     }
 
     /// `icmpv6 type @set`. Key of the set: `icmpv6_type`.
@@ -223,6 +239,43 @@ impl Rule {
             .cmp(CmpOp::Neq, &[0; 4])
     }
 
+    /// `ct status a,b,…`: any of the bits is set. With none it never matches.
+    #[must_use]
+    pub fn ct_status(self, statuses: &[CtStatus]) -> Self {
+        let bits = statuses.iter().fold(0, |bits, status| bits | status.bit());
+        self.expression(Expr::Ct { key: CtKey::Status, dreg: FIRST })
+            .bitwise(bits.to_ne_bytes().to_vec())
+            .cmp(CmpOp::Neq, &[0; 4])
+    }
+
+    /// `iifname "…"`: the packet came in by that interface. A name that no interface can have (longer than 15
+    /// bytes) matches nothing.
+    #[must_use]
+    pub fn input_interface(self, name: &str) -> Self {
+        self.interface(MetaKey::IifName, name)
+    }
+
+    /// `oifname "…"`: the packet leaves by that interface. For names holds what
+    /// [`Rule::input_interface`] says.
+    #[must_use]
+    pub fn output_interface(self, name: &str) -> Self {
+        self.interface(MetaKey::OifName, name)
+    }
+
+    fn interface(self, key: MetaKey, name: &str) -> Self {
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(IFNAMSIZ, 0);
+        self.expression(Expr::Meta { key, dreg: FIRST }).cmp(CmpOp::Eq, &bytes)
+    }
+
+    /// `meta mark & mask == value`; with a mask of all ones `meta mark value`.
+    #[must_use]
+    pub fn mark_equals(self, mask: u32, value: u32) -> Self {
+        let rule = self.expression(Expr::Meta { key: MetaKey::Mark, dreg: FIRST });
+        let rule = if mask == u32::MAX { rule } else { rule.bitwise(mask.to_ne_bytes().to_vec()) };
+        rule.cmp(CmpOp::Eq, &value.to_ne_bytes())
+    }
+
     /// `ct direction reply`: the packet goes against the direction of the connection's first packet.
     #[must_use]
     pub fn ct_direction_reply(self) -> Self {
@@ -241,18 +294,8 @@ impl Rule {
     /// outside `mask` are ignored.
     #[must_use]
     pub fn set_ct_mark(self, mask: u32, value: u32) -> Self {
-        let value = value & mask;
-        let rule = if mask == u32::MAX {
-            self.expression(Expr::Immediate { dreg: FIRST, data: value.to_ne_bytes().to_vec() })
-        } else {
-            self.expression(Expr::Ct { key: CtKey::Mark, dreg: FIRST }).expression(Expr::Bitwise {
-                sreg: FIRST,
-                dreg: FIRST,
-                mask: (!mask).to_ne_bytes().to_vec(),
-                xor: value.to_ne_bytes().to_vec(),
-            })
-        };
-        rule.expression(Expr::CtSet { key: CtKey::Mark, sreg: FIRST })
+        self.write_mark(Expr::Ct { key: CtKey::Mark, dreg: FIRST }, mask, value)
+            .expression(Expr::CtSet { key: CtKey::Mark, sreg: FIRST })
     }
 
     /// `fib saddr|daddr type local`: the address is one of this host.
@@ -355,10 +398,6 @@ impl Rule {
             len: version.address_len(),
             dreg,
         })
-    }
-
-    fn load_dport(self, dreg: Register) -> Self {
-        self.expression(Expr::Payload { base: PayloadBase::Transport, offset: 2, len: 2, dreg })
     }
 
     fn bitwise(self, mask: Vec<u8>) -> Self {

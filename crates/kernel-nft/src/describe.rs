@@ -1,6 +1,6 @@
 //! A change in a few words, for errors and logs; never its elements or rules in full.
 
-use crate::ruleset::Op;
+use crate::ruleset::{MapsTo, Op};
 
 /// The change and the object it is about.
 pub(crate) fn describe(op: &Op) -> String {
@@ -9,7 +9,9 @@ pub(crate) fn describe(op: &Op) -> String {
         Op::DeleteTable => "delete table".to_owned(),
         Op::AddCounter(name, _) => format!("add counter {name}"),
         Op::DeleteCounter(name) => format!("delete counter {name}"),
-        Op::AddSet(name, spec) => format!("add {} {name}", if spec.verdict_map { "map" } else { "set" }),
+        Op::AddSet(name, spec) => {
+            format!("add {} {name}", if spec.maps_to == MapsTo::Nothing { "set" } else { "map" })
+        }
         Op::DeleteSet(name) => format!("delete set {name}"),
         Op::AddElements(set, elements) => format!("add {} elements to {set}", elements.len()),
         Op::DeleteElements(set, elements) => format!("delete {} elements of {set}", elements.len()),

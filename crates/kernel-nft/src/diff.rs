@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  flush chains ─► delete elements ─► delete sets, chains, counters
-//!    ─► add counters, sets, chains ─► elements of sets ─► rules ─► elements of verdict maps
+//!    ─► add counters, sets, chains ─► elements of sets and data maps ─► rules ─► elements of verdict maps
 //! ```
 //!
 //! What the kernel cannot change in place (the type of a set, the hook of a chain, any comment) is *renewed*:
@@ -195,7 +195,7 @@ impl Plan<'_> {
 
     fn add_elements(&mut self, verdict_maps: bool) {
         for (name, want) in &self.want.sets {
-            if want.spec.verdict_map != verdict_maps {
+            if want.spec.is_verdict_map() != verdict_maps {
                 continue;
             }
             let new = match self.have.sets.get(name) {

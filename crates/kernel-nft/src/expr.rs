@@ -59,6 +59,121 @@ pub enum CtKey {
     Mark,
 }
 
+/// Which of the two tuples of a connection (`IP_CT_DIR_*`): what its first packet looked like, or what the
+/// answer to it looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// `ct original …`: as the first packet came in, before any translation.
+    Original,
+    /// `ct reply …`
+    Reply,
+}
+
+/// Part of a tuple of a connection (`NFT_CT_SRC_IP` and the like).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TupleKey {
+    /// `ip saddr`, `ip6 daddr`, …; does not match a connection of the other IP version.
+    Address(Side, IpVersion),
+    /// `proto-src`, `proto-dst`; 2 bytes.
+    Port(Side),
+}
+
+/// State of a connection's translation and life (`ct status`; bits of `enum ip_conntrack_status`).
+///
+/// KERNEL: IPVS sets neither `Snat` nor `Dnat`: it alters the reply tuple itself. Recognise its packets by
+/// [`TupleKey`] of the original direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtStatus {
+    /// Another connection announced it.
+    Expected,
+    /// Packets were seen in both directions.
+    SeenReply,
+    /// Not dropped early when the table is full.
+    Assured,
+    /// Its first packet left the host.
+    Confirmed,
+    /// Its source is translated.
+    Snat,
+    /// Its destination is translated.
+    Dnat,
+    /// Being removed.
+    Dying,
+}
+
+impl CtStatus {
+    /// The bit that `ct status` loads (include/uapi/linux/netfilter/nf_conntrack_common.h).
+    pub const fn bit(self) -> u32 {
+        match self {
+            Self::Expected => 1,
+            Self::SeenReply => 1 << 1,
+            Self::Assured => 1 << 2,
+            Self::Confirmed => 1 << 3,
+            Self::Snat => 1 << 4,
+            Self::Dnat => 1 << 5,
+            Self::Dying => 1 << 9,
+        }
+    }
+}
+
+/// Flag of a TCP header (RFC 9293 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpFlag {
+    /// No more data from the sender.
+    Fin,
+    /// Synchronise sequence numbers.
+    Syn,
+    /// Reset.
+    Rst,
+    /// Push.
+    Psh,
+    /// The acknowledgment field counts.
+    Ack,
+    /// The urgent field counts.
+    Urg,
+}
+
+impl TcpFlag {
+    /// All of them, in the order of their bits.
+    pub const ALL: [Self; 6] = [Self::Fin, Self::Syn, Self::Rst, Self::Psh, Self::Ack, Self::Urg];
+
+    /// Bit in the flags byte.
+    pub const fn bit(self) -> u8 {
+        match self {
+            Self::Fin => 1,
+            Self::Syn => 1 << 1,
+            Self::Rst => 1 << 2,
+            Self::Psh => 1 << 3,
+            Self::Ack => 1 << 4,
+            Self::Urg => 1 << 5,
+        }
+    }
+}
+
+/// How a port or address is chosen where there is a choice (`NF_NAT_RANGE_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NatFlags {
+    /// `random`: the source port is a hash of the connection and a secret.
+    pub random: bool,
+    /// `fully-random`: the source port is drawn, which avoids races between CPUs for one port.
+    pub fully_random: bool,
+    /// `persistent`: a client gets the same address for each of its connections.
+    pub persistent: bool,
+}
+
+impl NatFlags {
+    /// `fully-random` and nothing else.
+    pub const FULLY_RANDOM: Self = Self { random: false, fully_random: true, persistent: false };
+}
+
+/// What is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NatKind {
+    /// `snat`: in chains of type `nat` at `postrouting` and `input`.
+    Source,
+    /// `dnat`: in chains of type `nat` at `prerouting` and `output`.
+    Destination,
+}
+
 /// Comparison of bytes, first byte first (`NFT_CMP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CmpOp {
@@ -154,6 +269,15 @@ pub enum Expr {
         /// Where to.
         dreg: Register,
     },
+    /// Loads an address or port of the connection; goes on only if the packet belongs to one that has it.
+    CtTuple {
+        /// What to load.
+        key: TupleKey,
+        /// Of which tuple.
+        direction: Direction,
+        /// Where to.
+        dreg: Register,
+    },
     /// Writes a property of the connection.
     CtSet {
         /// What to write.
@@ -203,6 +327,15 @@ pub enum Expr {
         /// True for "not in".
         negate: bool,
     },
+    /// Loads what a data map has for a key; goes on only if it has it.
+    Map {
+        /// Map of the same table, with data that are no verdicts.
+        set: Name,
+        /// First register of the key.
+        sreg: Register,
+        /// First register of the data.
+        dreg: Register,
+    },
     /// Loads a constant.
     Immediate {
         /// Where to.
@@ -238,6 +371,45 @@ pub enum Expr {
         side: Side,
         /// Where to.
         dreg: Register,
+    },
+    /// `masquerade`: the source becomes the first address of the interface that the packet leaves by. In
+    /// chains of type `nat` at `postrouting`.
+    Masquerade(NatFlags),
+    /// `snat ip to …`, `dnat ip6 to …`: decides the translation of the connection, from its first packet.
+    Nat {
+        /// What is translated.
+        kind: NatKind,
+        /// IP version of the address.
+        version: IpVersion,
+        /// First register of the new address.
+        address: Register,
+        /// Register of the new port, in network order; without, the port stays.
+        port: Option<Register>,
+        /// How a port is chosen.
+        flags: NatFlags,
+    },
+    /// `redirect`: the destination becomes an address of the interface that the packet came in by. In chains
+    /// of type `nat` at `prerouting` and `output`.
+    Redirect {
+        /// Register of the new port, in network order; without, the port stays.
+        port: Option<Register>,
+        /// How a port is chosen.
+        flags: NatFlags,
+    },
+    /// `notrack`: no connection for this packet. Only useful before conntrack: priority below -200.
+    Notrack,
+    /// `tcp option … set`: writes into an option that the packet has; goes on whether it has it or not.
+    ///
+    /// KERNEL: a maximum segment size (`option` 2) is only ever made smaller (nft_exthdr.c).
+    TcpOptionSet {
+        /// Kind of the option.
+        option: u8,
+        /// Bytes from the start of the option.
+        offset: u32,
+        /// Bytes written: 2 or 4.
+        len: u32,
+        /// Where from, in network order.
+        sreg: Register,
     },
     /// Something that this crate does not write; kept so that a foreign rule differs from every rule of ours.
     Other {

@@ -113,7 +113,7 @@ impl Journal {
                     steps.sets.push(Op::AddSet(name.clone(), set.spec.clone()));
                     if !set.elements.is_empty() {
                         let all = set.elements.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-                        steps.add_elements(set.spec.verdict_map, name, all);
+                        steps.add_elements(set.spec.is_verdict_map(), name, all);
                     }
                 }
                 (Some(_), None) => {
@@ -176,13 +176,14 @@ impl Phases {
             }
         }
         // A pod that gets a verdict becomes isolated; an address that leaves a set is no longer allowed.
-        self.tightened |= if set.spec.verdict_map { !new.is_empty() } else { !exempt && !gone.is_empty() };
+        self.tightened |=
+            if set.spec.is_verdict_map() { !new.is_empty() } else { !exempt && !gone.is_empty() };
         if !gone.is_empty() {
-            let phase = if set.spec.verdict_map { &mut self.verdicts } else { &mut self.members };
+            let phase = if set.spec.is_verdict_map() { &mut self.verdicts } else { &mut self.members };
             phase.push(Op::DeleteElements(name.clone(), gone));
         }
         if !new.is_empty() {
-            self.add_elements(set.spec.verdict_map, name, new);
+            self.add_elements(set.spec.is_verdict_map(), name, new);
         }
     }
 

@@ -28,6 +28,7 @@ mod usage;
 mod wire;
 
 pub use apply::{Refused, apply};
+pub use builder::{DESTINATION, Field, SOURCE};
 pub use diff::{create, diff};
 pub use expr::*;
 pub use fake::Fake;

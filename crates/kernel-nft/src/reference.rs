@@ -26,7 +26,7 @@ impl Value {
     pub(crate) fn target(&self) -> Option<&Name> {
         match self {
             Self::Verdict(verdict) => verdict.target(),
-            Self::Member | Self::Until(_) => None,
+            Self::Member | Self::Until(_) | Self::Data(_) => None,
         }
     }
 }
@@ -36,7 +36,7 @@ impl Rule {
     pub(crate) fn references(&self) -> impl Iterator<Item = Reference<'_>> {
         self.expressions.iter().filter_map(|expression| match expression {
             Expr::Verdict(verdict) => verdict.target().map(Reference::Chain),
-            Expr::Lookup { set, .. } => Some(Reference::Set(set)),
+            Expr::Lookup { set, .. } | Expr::Map { set, .. } => Some(Reference::Set(set)),
             Expr::CounterRef(counter) => Some(Reference::Counter(counter)),
             _ => None,
         })

@@ -3,7 +3,7 @@
 //! ```text
 //! Ruleset ─┬─ Table      flags, comment
 //!          ├─ counters   named counters
-//!          ├─ sets       sets and verdict maps, with their elements
+//!          ├─ sets       sets and maps, with their elements
 //!          └─ chains     base and regular chains, with their rules in order
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! prints (`text`). Everything is ordered by name, so two equal rulesets render equal bytes.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -93,9 +94,21 @@ pub enum DataType {
     Mark,
     /// `ifname`, 16 bytes, NUL padded.
     Ifname,
-    /// Observed only: a set with something that this crate does not write (other types, timeouts, data maps,
-    /// ranges in concatenations). It differs from every set of ours and can only be deleted.
+    /// Observed only: a set with something that this crate does not write (other types, timeouts, objects,
+    /// ranges in concatenations or maps). It differs from every set of ours and can only be deleted.
     Foreign,
+}
+
+/// What the elements of a set carry besides their key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MapsTo {
+    /// A plain set: being there is all that an element says.
+    #[default]
+    Nothing,
+    /// A verdict map: what becomes of the packet.
+    Verdict,
+    /// A data map: a value of these fields, loaded into registers; more than one is a concatenation.
+    Data(Vec<DataType>),
 }
 
 /// What a set is, apart from its elements. A change of any of it means a new set.
@@ -103,8 +116,8 @@ pub enum DataType {
 pub struct SetSpec {
     /// The fields of the key; more than one is a concatenation.
     pub key: Vec<DataType>,
-    /// True for a verdict map (`type … : verdict`), false for a set.
-    pub verdict_map: bool,
+    /// What keys are mapped to (`type … : verdict`, `type … : mark`), if it is a map.
+    pub maps_to: MapsTo,
     /// Elements are ranges (`flags interval`).
     pub interval: bool,
     /// Upper bound of the number of elements, if one is wanted.
@@ -127,9 +140,12 @@ pub enum Value {
     Until(Key),
     /// Element of a verdict map.
     Verdict(Verdict),
+    /// Element of a data map: its fields one after another, each padded to four bytes if concatenated, as in
+    /// a key.
+    Data(Key),
 }
 
-/// A set or verdict map.
+/// A set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     /// What it is.
@@ -301,7 +317,7 @@ impl DataType {
 impl SetSpec {
     /// A set of single keys, without limit or comment.
     pub fn set(key: &[DataType]) -> Self {
-        Self { key: key.to_vec(), verdict_map: false, interval: false, size: None, comment: None }
+        Self { key: key.to_vec(), maps_to: MapsTo::Nothing, interval: false, size: None, comment: None }
     }
 
     /// A set of ranges of one type, without limit or comment.
@@ -311,7 +327,17 @@ impl SetSpec {
 
     /// A verdict map, without limit or comment.
     pub fn verdicts(key: &[DataType]) -> Self {
-        Self { verdict_map: true, ..Self::set(key) }
+        Self { maps_to: MapsTo::Verdict, ..Self::set(key) }
+    }
+
+    /// A map to values, without limit or comment.
+    pub fn data(key: &[DataType], data: &[DataType]) -> Self {
+        Self { maps_to: MapsTo::Data(data.to_vec()), ..Self::set(key) }
+    }
+
+    /// True for a map to verdicts.
+    pub fn is_verdict_map(&self) -> bool {
+        self.maps_to == MapsTo::Verdict
     }
 
     /// With a comment, made fit by [`comment`].
@@ -323,10 +349,23 @@ impl SetSpec {
 
     /// Bytes of a key: fields of a concatenation are padded to four bytes each.
     pub fn key_len(&self) -> usize {
-        match self.key.as_slice() {
-            [single] => single.width(),
-            fields => fields.iter().map(|field| field.width().next_multiple_of(4)).sum(),
+        fields_len(&self.key)
+    }
+
+    /// Bytes of the value of a data map, laid out as a key; 0 for sets and verdict maps.
+    pub fn data_len(&self) -> usize {
+        match &self.maps_to {
+            MapsTo::Data(fields) => fields_len(fields),
+            MapsTo::Nothing | MapsTo::Verdict => 0,
         }
+    }
+}
+
+/// Bytes of fields one after another.
+pub(crate) fn fields_len(fields: &[DataType]) -> usize {
+    match fields {
+        [single] => single.width(),
+        fields => fields.iter().map(|field| field.width().next_multiple_of(4)).sum(),
     }
 }
 
@@ -344,6 +383,21 @@ impl Key {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
         Self(bytes)
+    }
+
+    /// A `mark`, as key or value.
+    pub fn mark(mark: u32) -> Self {
+        Self::from_bytes(&mark.to_ne_bytes())
+    }
+
+    /// `address . inet_service`
+    pub fn address_port(address: IpAddr, port: u16) -> Self {
+        Self::concat(&[Self::from(address).as_bytes(), &port.to_be_bytes()])
+    }
+
+    /// `address . inet_proto . inet_service`
+    pub fn address_proto_port(address: IpAddr, proto: u8, port: u16) -> Self {
+        Self::concat(&[Self::from(address).as_bytes(), &[proto], &port.to_be_bytes()])
     }
 
     /// The bytes as the kernel has them.
@@ -374,23 +428,23 @@ impl Key {
     }
 }
 
-impl From<std::net::Ipv4Addr> for Key {
-    fn from(address: std::net::Ipv4Addr) -> Self {
+impl From<Ipv4Addr> for Key {
+    fn from(address: Ipv4Addr) -> Self {
         Self::from_bytes(&address.octets())
     }
 }
 
-impl From<std::net::Ipv6Addr> for Key {
-    fn from(address: std::net::Ipv6Addr) -> Self {
+impl From<Ipv6Addr> for Key {
+    fn from(address: Ipv6Addr) -> Self {
         Self::from_bytes(&address.octets())
     }
 }
 
-impl From<std::net::IpAddr> for Key {
-    fn from(address: std::net::IpAddr) -> Self {
+impl From<IpAddr> for Key {
+    fn from(address: IpAddr) -> Self {
         match address {
-            std::net::IpAddr::V4(v4) => v4.into(),
-            std::net::IpAddr::V6(v6) => v6.into(),
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
         }
     }
 }

@@ -6,7 +6,7 @@ use nix::libc;
 
 use crate::expr::Expr;
 use crate::reference::Reference;
-use crate::ruleset::{Key, Name, Op, Rule, Ruleset, Value};
+use crate::ruleset::{Key, MapsTo, Name, Op, Rule, Ruleset, Value};
 
 /// `NFT_JUMP_STACK_SIZE` of include/net/netfilter/nf_tables.h.
 const JUMP_STACK_SIZE: usize = 16;
@@ -160,7 +160,13 @@ fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
                 let set = ruleset.sets.get(set).ok_or(libc::ENOENT)?;
                 // KERNEL: nft_lookup_init(). Since Linux 6.5 a rule may look up only the keys of a map; who relies
                 // on that fails on kernels that we support, so it is refused here.
-                if *verdict_map != set.spec.verdict_map {
+                if *verdict_map != set.spec.is_verdict_map() || matches!(set.spec.maps_to, MapsTo::Data(_)) {
+                    return Err(libc::EINVAL);
+                }
+            }
+            Expr::Map { set, .. } => {
+                let set = ruleset.sets.get(set).ok_or(libc::ENOENT)?;
+                if !matches!(set.spec.maps_to, MapsTo::Data(_)) {
                     return Err(libc::EINVAL);
                 }
             }

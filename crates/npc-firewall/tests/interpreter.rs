@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use kernel_nft::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Register};
 use kernel_nft::{
-    BaseChain, Chain, ChainType, Counter, DataType, Family, Hook, IpVersion, Key, Name, Reject, Rule,
+    BaseChain, Chain, ChainType, Counter, DataType, Family, Hook, IpVersion, Key, MapsTo, Name, Reject, Rule,
     Ruleset, Set, SetSpec, Side, Table, TableFlags, Value, Verdict,
 };
 use support::interpreter::{CtState, Fate, Packet, SCTP, TCP, UDP, run};
@@ -34,7 +34,10 @@ fn pair(one: &str, other: &[u8]) -> Key {
 fn add_set(table: &mut Ruleset, name: &str, key: &[DataType], elements: Vec<(Key, Value)>) {
     let spec = SetSpec {
         key: key.to_vec(),
-        verdict_map: elements.iter().any(|(_, value)| matches!(value, Value::Verdict(_))),
+        maps_to: match elements.iter().any(|(_, value)| matches!(value, Value::Verdict(_))) {
+            true => MapsTo::Verdict,
+            false => MapsTo::Nothing,
+        },
         interval: elements.iter().any(|(_, value)| matches!(value, Value::Until(_))),
         size: None,
         comment: None,

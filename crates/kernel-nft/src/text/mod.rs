@@ -4,12 +4,14 @@
 //! that was made from the ruleset by [`create`](crate::create); and `nft -f` takes it.
 
 mod rule;
+mod translation;
 mod value;
 
 use std::fmt::Write;
 
 use crate::ruleset::{
-    BaseChain, Chain, ChainType, Counter, Family, Hook, Key, Name, Op, Ruleset, Set, SetSpec, Table, Value,
+    BaseChain, Chain, ChainType, Counter, DataType, Family, Hook, Key, MapsTo, Name, Op, Ruleset, Set,
+    SetSpec, Table, Value,
 };
 
 pub use rule::rule;
@@ -20,7 +22,7 @@ pub fn render(ruleset: &Ruleset) -> String {
     blocks.extend(ruleset.counters.iter().map(|(name, counter)| counter_block(name, counter)));
     blocks.extend(ruleset.sets.iter().map(|(name, set)| set_block(name, set)));
     blocks.extend(ruleset.chains.iter().map(|(name, chain)| chain_block(ruleset.table.family, name, chain)));
-    let mut text = format!("table {} {} {{\n", family(ruleset.table.family), ruleset.table.name);
+    let mut text = format!("table {} {} {{\n", ruleset.table.family, ruleset.table.name);
     for property in table_properties(&ruleset.table) {
         text.extend(["\t", &property, "\n"]);
     }
@@ -36,7 +38,7 @@ pub fn render_ops(ruleset: &Ruleset, ops: &[Op]) -> String {
 }
 
 fn command(ruleset: &Ruleset, op: &Op) -> String {
-    let table = format!("{} {}", family(ruleset.table.family), ruleset.table.name);
+    let table = format!("{} {}", ruleset.table.family, ruleset.table.name);
     let elements = |verb: &str, set: &Name, elements: &[(Key, Value)]| {
         let texts = match ruleset.sets.get(set) {
             Some(known) => value::elements(&known.spec, elements.iter().map(|(k, v)| (k, v))),
@@ -80,12 +82,14 @@ fn braces(properties: &[String]) -> String {
     format!(" {{ {}; }}", properties.join("; "))
 }
 
-fn family(family: Family) -> &'static str {
-    match family {
-        Family::Inet => "inet",
-        Family::Ip => "ip",
-        Family::Ip6 => "ip6",
-        Family::Bridge => "bridge",
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
+            Self::Bridge => "bridge",
+        })
     }
 }
 
@@ -115,13 +119,19 @@ fn counter_block(name: &Name, counter: &Counter) -> String {
 }
 
 fn set_word(spec: &SetSpec) -> &'static str {
-    if spec.verdict_map { "map" } else { "set" }
+    if spec.maps_to == MapsTo::Nothing { "set" } else { "map" }
 }
 
 fn set_properties(spec: &SetSpec) -> Vec<String> {
-    let types: Vec<&str> = spec.key.iter().map(|field| value::type_name(*field)).collect();
-    let verdict = if spec.verdict_map { " : verdict" } else { "" };
-    let mut properties = vec![format!("type {}{verdict}", types.join(" . "))];
+    let types = |fields: &[DataType]| {
+        fields.iter().map(|field| value::type_name(*field)).collect::<Vec<_>>().join(" . ")
+    };
+    let maps_to = match &spec.maps_to {
+        MapsTo::Nothing => String::new(),
+        MapsTo::Verdict => " : verdict".to_owned(),
+        MapsTo::Data(fields) => format!(" : {}", types(fields)),
+    };
+    let mut properties = vec![format!("type {}{maps_to}", types(&spec.key))];
     properties.extend(spec.size.map(|size| format!("size {size}")));
     if spec.interval {
         properties.push("flags interval".to_owned());

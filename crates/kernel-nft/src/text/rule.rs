@@ -3,8 +3,12 @@
 //! As `nft` does, a condition that a later match implies is not printed: `meta l4proto tcp` before
 //! `tcp dport 80`, `meta nfproto ipv4` before `ip saddr …`.
 
+use super::translation;
 use super::value;
-use crate::expr::{CmpOp, CtKey, CtState, Expr, MetaKey, PayloadBase, Register, Reject, Side};
+use crate::expr::{
+    CmpOp, CtKey, CtState, CtStatus, Direction, Expr, MetaKey, PayloadBase, Register, Reject, Side, TcpFlag,
+    TupleKey,
+};
 use crate::ruleset::{DataType, Family, Rule};
 
 /// The rule as `nft list` prints it, with its comment.
@@ -29,8 +33,12 @@ enum Kind {
     CtDirection,
     CtStatus,
     FibType,
+    TcpFlags,
     Unknown,
 }
+
+/// Registers of what came out of a map, whose type is not known here: all that follow.
+const MAPPED: u8 = 16;
 
 /// What a register holds.
 #[derive(Clone)]
@@ -44,6 +52,8 @@ struct Slot {
     mask: Option<Vec<u8>>,
     /// The words without the mask.
     bare: Option<String>,
+    /// What a constant is, before it is known as what.
+    constant: Option<Vec<u8>>,
 }
 
 /// A condition that a later match can imply.
@@ -91,7 +101,8 @@ impl Reader {
             }
             Expr::Immediate { dreg, data } => {
                 let registers = data.len().div_ceil(4) as u8;
-                let slot = Slot::new(value::datum(DataType::Mark, data), Kind::Unknown, registers);
+                let mut slot = Slot::new(value::datum(DataType::Mark, data), Kind::Unknown, registers);
+                slot.constant = Some(data.clone());
                 self.load(*dreg, slot);
             }
             Expr::Bitwise { sreg, dreg, mask, xor } => self.bitwise(*sreg, *dreg, mask, xor),
@@ -117,15 +128,45 @@ impl Reader {
                 };
                 self.say(format!("{words} {relation}@{set}"));
             }
+            Expr::Map { set, sreg, dreg } => {
+                let words = format!("{} map @{set}", self.take(*sreg));
+                self.load(*dreg, Slot::new(words, Kind::Unknown, MAPPED));
+            }
+            Expr::CtTuple { key, direction, dreg } => self.load(*dreg, tuple(*key, *direction)),
+            Expr::Nat { kind, version, address, port, flags } => {
+                let address = self.operand(*address, version.data_type());
+                let port = port.and_then(|port| self.operand(port, DataType::InetService));
+                self.act(translation::nat(*kind, *version, address, port, *flags));
+            }
+            Expr::Redirect { port, flags } => {
+                let port = port.and_then(|port| self.operand(port, DataType::InetService));
+                self.act(translation::redirect(port, *flags));
+            }
+            Expr::TcpOptionSet { option, offset, len, sreg } => {
+                let size = self.operand(*sreg, DataType::InetService);
+                self.act(translation::tcp_option_set(*option, *offset, *len, size));
+            }
             Expr::MetaSet { key, sreg } => self.assign(meta(*key), *sreg),
             Expr::CtSet { key, sreg } => self.assign(ct(*key), *sreg),
-            _ => {
-                self.say(statement(expression));
-                // nft does not look back over anything that acts.
-                self.parts.iter_mut().for_each(|part| part.condition = None);
-            }
+            _ => self.act(statement(expression)),
         }
         tail
+    }
+
+    /// A statement. nft does not look back over anything that acts, for what is implied.
+    fn act(&mut self, words: String) {
+        self.slots = Default::default();
+        self.say(words);
+        self.parts.iter_mut().for_each(|part| part.condition = None);
+    }
+
+    /// What one register holds, a constant as a value of that type; `None` if nothing was loaded there.
+    fn operand(&self, register: Register, field: DataType) -> Option<String> {
+        let slot = self.slots.get(usize::from(register.0))?.as_ref()?;
+        Some(match &slot.constant {
+            Some(data) => value::datum(field, data),
+            None => slot.words.clone(),
+        })
     }
 
     fn say(&mut self, words: String) {
@@ -152,8 +193,7 @@ impl Reader {
 
     fn assign(&mut self, target: Slot, register: Register) {
         let words = self.take(register);
-        self.say(format!("{} set {words}", target.words));
-        self.parts.iter_mut().for_each(|part| part.condition = None);
+        self.act(format!("{} set {words}", target.words));
     }
 
     fn payload(&mut self, base: PayloadBase, offset: u32, len: u32) -> Slot {
@@ -177,6 +217,9 @@ impl Reader {
                 let header = header.map_or("th".to_owned(), value::protocol);
                 let port = if offset == 0 { "sport" } else { "dport" };
                 Slot::new(format!("{header} {port}"), Kind::Data(DataType::InetService), 1)
+            }
+            (PayloadBase::Transport, _, Some(6), 13, 1) => {
+                Slot::new("tcp flags".to_owned(), Kind::TcpFlags, 1)
             }
             (PayloadBase::Transport, _, Some(58), 0, 1) => {
                 Slot::new("icmpv6 type".to_owned(), Kind::Data(DataType::Icmpv6Type), 1)
@@ -248,7 +291,7 @@ impl Reader {
 
 impl Slot {
     fn new(words: String, kind: Kind, registers: u8) -> Self {
-        Self { words, kind, registers, prefix: None, mask: None, bare: None }
+        Self { words, kind, registers, prefix: None, mask: None, bare: None, constant: None }
     }
 }
 
@@ -266,6 +309,7 @@ fn right_side<'r>(slot: &Slot, relation: &'r str, data: &[u8], last: Option<&[u8
         (Kind::CtState | Kind::CtStatus, Some(mask)) if relation == "!= " && data.iter().all(|b| *b == 0) => {
             ("", flags(slot.kind, mask))
         }
+        (Kind::TcpFlags, Some(mask)) => tcp_flags(relation, mask, data),
         (Kind::Data(field @ (DataType::Ipv4Addr | DataType::Ipv6Addr)), Some(mask)) => {
             let bits: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
             (relation, format!("{}/{bits}", value::datum(field, data)))
@@ -315,19 +359,33 @@ fn flags(kind: Kind, mask: &[u8]) -> String {
         (CtState::New.bit(), "new"),
         (CtState::Untracked.bit(), "untracked"),
     ];
-    // include/uapi/linux/netfilter/nf_conntrack_common.h, `enum ip_conntrack_status`.
     const STATUSES: [(u32, &str); 7] = [
-        (1, "expected"),
-        (1 << 1, "seen-reply"),
-        (1 << 2, "assured"),
-        (1 << 3, "confirmed"),
-        (1 << 4, "snat"),
-        (1 << 5, "dnat"),
-        (1 << 9, "dying"),
+        (CtStatus::Expected.bit(), "expected"),
+        (CtStatus::SeenReply.bit(), "seen-reply"),
+        (CtStatus::Assured.bit(), "assured"),
+        (CtStatus::Confirmed.bit(), "confirmed"),
+        (CtStatus::Snat.bit(), "snat"),
+        (CtStatus::Dnat.bit(), "dnat"),
+        (CtStatus::Dying.bit(), "dying"),
     ];
     let names: &[(u32, &str)] = if kind == Kind::CtState { &STATES } else { &STATUSES };
     let set: Vec<&str> = names.iter().filter_map(|(bit, name)| (bits & bit != 0).then_some(*name)).collect();
     set.join(",")
+}
+
+/// nft 1.0.6 writes `flags & mask == value` as `flags value / mask`, with forms of its own for some.
+fn tcp_flags<'r>(relation: &'r str, mask: &[u8], data: &[u8]) -> (&'r str, String) {
+    let (&[mask], &[bits]) = (mask, data) else { return (relation, value::hex(data)) };
+    let names = |bits: u8| {
+        let set = TcpFlag::ALL.into_iter().filter(|flag| bits & flag.bit() != 0);
+        set.map(translation::tcp_flag).collect::<Vec<_>>().join(",")
+    };
+    match (relation, bits) {
+        ("!= ", 0) => ("", names(mask)),
+        ("", 0) => ("! ", names(mask)),
+        ("", _) if bits == mask && mask.is_power_of_two() => ("& ", format!("{0} == {0}", names(mask))),
+        _ => (relation, format!("{} / {}", names(bits), names(mask))),
+    }
 }
 
 /// `(x & mask) ^ xor` as nft writes it: what is cleared and set again is an "or".
@@ -373,8 +431,30 @@ fn ct(key: CtKey) -> Slot {
     }
 }
 
+fn tuple(key: TupleKey, direction: Direction) -> Slot {
+    let direction = match direction {
+        Direction::Original => "original",
+        Direction::Reply => "reply",
+    };
+    match key {
+        TupleKey::Address(side, version) => {
+            let words = format!("ct {direction} {} {}", translation::version(version), address_word(side));
+            Slot::new(words, Kind::Data(version.data_type()), version.registers())
+        }
+        TupleKey::Port(side) => {
+            let end = match side {
+                Side::Source => "src",
+                Side::Destination => "dst",
+            };
+            Slot::new(format!("ct {direction} proto-{end}"), Kind::Data(DataType::InetService), 1)
+        }
+    }
+}
+
 fn statement(expression: &Expr) -> String {
     match expression {
+        Expr::Masquerade(flags) => translation::masquerade(*flags),
+        Expr::Notrack => "notrack".to_owned(),
         Expr::Verdict(verdict) => value::verdict(verdict),
         Expr::CounterRef(name) => format!("counter name \"{name}\""),
         Expr::Counter => "counter packets 0 bytes 0".to_owned(),

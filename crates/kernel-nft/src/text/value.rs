@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::expr::Verdict;
-use crate::ruleset::{DataType, Key, SetSpec, Value};
+use crate::ruleset::{DataType, Key, MapsTo, SetSpec, Value};
 
 /// Name of a type in `type …`.
 pub(super) fn type_name(field: DataType) -> &'static str {
@@ -61,14 +61,25 @@ fn element(spec: &SetSpec, key: &Key, value: &Value) -> String {
     match value {
         Value::Member => key_text(spec, key),
         Value::Until(last) => range(spec, key, last),
+        Value::Data(data) => {
+            let fields = match &spec.maps_to {
+                MapsTo::Data(fields) => fields.as_slice(),
+                MapsTo::Nothing | MapsTo::Verdict => &[],
+            };
+            format!("{} : {}", key_text(spec, key), concatenation(fields, data))
+        }
         Value::Verdict(verdict_value) => format!("{} : {}", key_text(spec, key), verdict(verdict_value)),
     }
 }
 
 fn key_text(spec: &SetSpec, key: &Key) -> String {
-    let fields: Vec<String> =
-        split(&spec.key, key).into_iter().map(|(field, data)| datum(field, data)).collect();
-    fields.join(" . ")
+    concatenation(&spec.key, key)
+}
+
+fn concatenation(fields: &[DataType], value: &Key) -> String {
+    let words: Vec<String> =
+        split(fields, value).into_iter().map(|(field, data)| datum(field, data)).collect();
+    words.join(" . ")
 }
 
 /// The fields of a key without their padding.
@@ -133,7 +144,13 @@ pub(super) fn datum(field: DataType, data: &[u8]) -> String {
         (DataType::Mark, &[a, b, c, d]) => mark(u32::from_ne_bytes([a, b, c, d])),
         (DataType::Ifname, _) => {
             let end = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
-            format!("\"{}\"", String::from_utf8_lossy(&data[..end]))
+            let name = String::from_utf8_lossy(&data[..end]);
+            match name.strip_suffix('*') {
+                _ if end == data.len() && end < field.width() => format!("\"{name}*\""),
+                // At the end it would stand for any rest.
+                Some(start) => format!("\"{start}\\*\""),
+                None => format!("\"{name}\""),
+            }
         }
         _ => hex(data),
     }

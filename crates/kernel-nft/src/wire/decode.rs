@@ -7,8 +7,8 @@ use super::encode::{TYPE_BITS, type_number};
 use super::uapi::*;
 use super::{Attribute, Attributes, Message};
 use crate::ruleset::{
-    BaseChain, Chain, ChainType, Counter, DataType, Family, Hook, Key, Name, Rule, Set, SetSpec, Table,
-    TableFlags, Value,
+    BaseChain, Chain, ChainType, Counter, DataType, Family, Hook, Key, MapsTo, Name, Rule, Set, SetSpec,
+    Table, TableFlags, Value, fields_len,
 };
 
 /// A table, and the port of the socket that owns it.
@@ -125,10 +125,11 @@ pub(crate) fn set(message: &Message<'_>, table: &str) -> Option<(Name, Set)> {
     if flags & NFT_SET_ANONYMOUS != 0 {
         return None;
     }
-    let verdict_map = flags & NFT_SET_MAP != 0;
+    let (key, maps_to) =
+        set_types(&kinds, flags).unwrap_or_else(|| (vec![DataType::Foreign], MapsTo::Nothing));
     let spec = SetSpec {
-        key: set_key(&kinds, flags).unwrap_or_else(|| vec![DataType::Foreign]),
-        verdict_map,
+        key,
+        maps_to,
         interval: flags & NFT_SET_INTERVAL != 0,
         size: kinds
             .get(NFTA_SET_DESC)
@@ -139,26 +140,37 @@ pub(crate) fn set(message: &Message<'_>, table: &str) -> Option<(Name, Set)> {
     Some((name(kinds.get(NFTA_SET_NAME))?, Set { spec, elements: BTreeMap::new() }))
 }
 
-/// Fields of the key; `None` for what this crate does not write.
-fn set_key(kinds: &Kinds<'_, 19>, flags: u32) -> Option<Vec<DataType>> {
+/// Fields of the key, and what it is mapped to; `None` for what this crate does not write.
+fn set_types(kinds: &Kinds<'_, 19>, flags: u32) -> Option<(Vec<DataType>, MapsTo)> {
     const NFTA_SET_EXPR: u16 = 17;
     const NFTA_SET_EXPRESSIONS: u16 = 18;
-    let plain_map = flags & NFT_SET_MAP != 0 && kinds.u32(NFTA_SET_DATA_TYPE) != Some(NFT_DATA_VERDICT);
     let stateful = kinds.get(NFTA_SET_TIMEOUT).is_some()
         || kinds.get(NFTA_SET_EXPR).is_some()
         || kinds.get(NFTA_SET_EXPRESSIONS).is_some();
-    if flags & !(NFT_SET_INTERVAL | NFT_SET_MAP) != 0 || plain_map || stateful {
+    if flags & !(NFT_SET_INTERVAL | NFT_SET_MAP) != 0 || stateful {
         return None;
     }
-    let mut packed = kinds.u32(NFTA_SET_KEY_TYPE)?;
-    let mut key = Vec::new();
+    let key = fields(kinds.u32(NFTA_SET_KEY_TYPE)?, kinds.u32(NFTA_SET_KEY_LEN)?)?;
+    let maps_to = if flags & NFT_SET_MAP == 0 {
+        MapsTo::Nothing
+    } else {
+        match kinds.u32(NFTA_SET_DATA_TYPE)? {
+            NFT_DATA_VERDICT => MapsTo::Verdict,
+            packed => MapsTo::Data(fields(packed, kinds.u32(NFTA_SET_DATA_LEN)?)?),
+        }
+    };
+    Some((key, maps_to))
+}
+
+/// The fields that nft packed into one number, if they are as long as the kernel says.
+fn fields(mut packed: u32, len: u32) -> Option<Vec<DataType>> {
+    let mut fields = Vec::new();
     while packed != 0 {
-        key.push(data_type(packed & ((1 << TYPE_BITS) - 1))?);
+        fields.push(data_type(packed & ((1 << TYPE_BITS) - 1))?);
         packed >>= TYPE_BITS;
     }
-    key.reverse();
-    let spec = SetSpec::set(&key);
-    (!key.is_empty() && kinds.u32(NFTA_SET_KEY_LEN)? as usize == spec.key_len()).then_some(key)
+    fields.reverse();
+    (!fields.is_empty() && fields_len(&fields) == len as usize).then_some(fields)
 }
 
 fn data_type(number: u32) -> Option<DataType> {
@@ -199,12 +211,18 @@ impl Elements {
         if spec.interval {
             let end = kinds.u32(NFTA_SET_ELEM_FLAGS).unwrap_or(0) & NFT_SET_ELEM_INTERVAL_END != 0;
             self.edges.push((key, end));
-        } else if spec.verdict_map {
-            let verdict = decode_expr::verdict(kinds.get(NFTA_SET_ELEM_DATA)?.nested())?;
-            self.members.push((key, Value::Verdict(verdict)));
-        } else {
-            self.members.push((key, Value::Member));
+            return Some(());
         }
+        let data = || Some(kinds.get(NFTA_SET_ELEM_DATA)?.nested());
+        let value = match &spec.maps_to {
+            MapsTo::Nothing => Value::Member,
+            MapsTo::Verdict => Value::Verdict(decode_expr::verdict(data()?)?),
+            MapsTo::Data(_) => {
+                let value = data()?.find(NFTA_DATA_VALUE)?;
+                (value.data.len() == spec.data_len()).then(|| Value::Data(Key::from_bytes(value.data)))?
+            }
+        };
+        self.members.push((key, value));
         Some(())
     }
 

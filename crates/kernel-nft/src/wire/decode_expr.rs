@@ -5,7 +5,10 @@
 
 use super::uapi::*;
 use super::{Attribute, Attributes};
-use crate::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Register, Reject, Side, Verdict};
+use crate::expr::{
+    CmpOp, CtKey, Direction, Expr, IpVersion, MetaKey, NatFlags, NatKind, PayloadBase, Register, Reject,
+    Side, TupleKey, Verdict,
+};
 
 /// Attributes by number; those from `N` on are dropped.
 pub(crate) fn by_kind<'a, const N: usize>(attributes: Attributes<'a>) -> Kinds<'a, N> {
@@ -65,6 +68,11 @@ fn known(name: &str, attributes: Attributes<'_>) -> Option<Expr> {
         "log" => log(&by_kind(attributes)),
         "reject" => reject(&by_kind(attributes)),
         "fib" => fib(&by_kind(attributes)),
+        "masq" => masquerade(&by_kind(attributes)),
+        "nat" => nat(&by_kind(attributes)),
+        "redir" => redirect(&by_kind(attributes)),
+        "notrack" => Some(Expr::Notrack),
+        "exthdr" => tcp_option_set(&by_kind(attributes)),
         _ => None,
     }
 }
@@ -103,7 +111,7 @@ fn payload(kinds: &Kinds<'_, 9>) -> Option<Expr> {
 
 fn ct(kinds: &Kinds<'_, 5>) -> Option<Expr> {
     if kinds.get(CT_DIRECTION).is_some() {
-        return None;
+        return ct_tuple(kinds);
     }
     let key = match kinds.u32(CT_KEY)? {
         CT_KEY_STATE => CtKey::State,
@@ -116,6 +124,24 @@ fn ct(kinds: &Kinds<'_, 5>) -> Option<Expr> {
         Some(_) => Some(Expr::CtSet { key, sreg: kinds.register(CT_SREG)? }),
         None => Some(Expr::Ct { key, dreg: kinds.register(CT_DREG)? }),
     }
+}
+
+fn ct_tuple(kinds: &Kinds<'_, 5>) -> Option<Expr> {
+    let key = match kinds.u32(CT_KEY)? {
+        CT_KEY_SRC_IP => TupleKey::Address(Side::Source, IpVersion::V4),
+        CT_KEY_DST_IP => TupleKey::Address(Side::Destination, IpVersion::V4),
+        CT_KEY_SRC_IP6 => TupleKey::Address(Side::Source, IpVersion::V6),
+        CT_KEY_DST_IP6 => TupleKey::Address(Side::Destination, IpVersion::V6),
+        CT_KEY_PROTO_SRC => TupleKey::Port(Side::Source),
+        CT_KEY_PROTO_DST => TupleKey::Port(Side::Destination),
+        _ => return None,
+    };
+    let direction = match kinds.get(CT_DIRECTION)?.u8()? {
+        CT_DIR_ORIGINAL => Direction::Original,
+        CT_DIR_REPLY => Direction::Reply,
+        _ => return None,
+    };
+    Some(Expr::CtTuple { key, direction, dreg: kinds.register(CT_DREG)? })
 }
 
 fn cmp(kinds: &Kinds<'_, 4>) -> Option<Expr> {
@@ -165,7 +191,14 @@ fn lookup(kinds: &Kinds<'_, 6>) -> Option<Expr> {
     };
     let verdict_map = match kinds.get(LOOKUP_DREG) {
         Some(dreg) if dreg.u32()? == NFT_REG_VERDICT => true,
-        Some(_) => return None,
+        Some(_) if flags != 0 => return None,
+        Some(_) => {
+            return Some(Expr::Map {
+                set: kinds.get(LOOKUP_SET)?.text().into(),
+                sreg: kinds.register(LOOKUP_SREG)?,
+                dreg: kinds.register(LOOKUP_DREG)?,
+            });
+        }
         None => false,
     };
     if flags & !LOOKUP_F_INV != 0 {
@@ -252,6 +285,76 @@ fn fib(kinds: &Kinds<'_, 4>) -> Option<Expr> {
         _ => return None,
     };
     Some(Expr::FibType { side, dreg: kinds.register(FIB_DREG)? })
+}
+
+fn masquerade(kinds: &Kinds<'_, 4>) -> Option<Expr> {
+    if kinds.get(MASQ_REG_PROTO_MIN).is_some() {
+        return None;
+    }
+    Some(Expr::Masquerade(nat_flags(kinds, MASQ_FLAGS)?))
+}
+
+fn nat(kinds: &Kinds<'_, 8>) -> Option<Expr> {
+    let kind = match kinds.u32(NAT_TYPE)? {
+        NAT_SNAT => NatKind::Source,
+        NAT_DNAT => NatKind::Destination,
+        _ => return None,
+    };
+    let version = match kinds.u32(NAT_FAMILY)? {
+        2 => IpVersion::V4,
+        10 => IpVersion::V6,
+        _ => return None,
+    };
+    let address = kinds.register(NAT_REG_ADDR_MIN)?;
+    // KERNEL: dumps the first as the last where there is no last (nft_nat_dump).
+    if kinds.get(NAT_REG_ADDR_MAX).is_some() && kinds.register(NAT_REG_ADDR_MAX)? != address {
+        return None;
+    }
+    let port = single_port(kinds, NAT_REG_PROTO_MIN, NAT_REG_PROTO_MAX)?;
+    Some(Expr::Nat { kind, version, address, port, flags: nat_flags(kinds, NAT_FLAGS)? })
+}
+
+fn redirect(kinds: &Kinds<'_, 4>) -> Option<Expr> {
+    let port = single_port(kinds, REDIR_REG_PROTO_MIN, REDIR_REG_PROTO_MAX)?;
+    Some(Expr::Redirect { port, flags: nat_flags(kinds, REDIR_FLAGS)? })
+}
+
+/// The register of a port that is no range, if there is a port; the outer `None` is a range.
+fn single_port<const N: usize>(kinds: &Kinds<'_, N>, first: u16, last: u16) -> Option<Option<Register>> {
+    let port = match kinds.get(first) {
+        Some(_) => Some(kinds.register(first)?),
+        None => None,
+    };
+    match kinds.get(last) {
+        Some(_) if kinds.register(last) != port => None,
+        _ => Some(port),
+    }
+}
+
+/// `NF_NAT_RANGE_*`, without what the presence of an address and a port says already.
+fn nat_flags<const N: usize>(kinds: &Kinds<'_, N>, attribute: u16) -> Option<NatFlags> {
+    let bits = match kinds.get(attribute) {
+        Some(flags) => flags.u32()?,
+        None => 0,
+    } & !(RANGE_MAP_IPS | RANGE_PROTO_SPECIFIED);
+    (bits & !(RANGE_PROTO_RANDOM | RANGE_PERSISTENT | RANGE_PROTO_RANDOM_FULLY) == 0).then_some(NatFlags {
+        random: bits & RANGE_PROTO_RANDOM != 0,
+        fully_random: bits & RANGE_PROTO_RANDOM_FULLY != 0,
+        persistent: bits & RANGE_PERSISTENT != 0,
+    })
+}
+
+fn tcp_option_set(kinds: &Kinds<'_, 8>) -> Option<Expr> {
+    let flags = kinds.get(EXTHDR_FLAGS).map_or(Some(0), |flags| flags.u32())?;
+    if kinds.u32(EXTHDR_OP)? != EXTHDR_OP_TCPOPT || flags != 0 {
+        return None;
+    }
+    Some(Expr::TcpOptionSet {
+        option: kinds.get(EXTHDR_TYPE)?.u8()?,
+        offset: kinds.u32(EXTHDR_OFFSET)?,
+        len: kinds.u32(EXTHDR_LEN)?,
+        sreg: kinds.register(EXTHDR_SREG)?,
+    })
 }
 
 fn register(number: u32) -> Option<Register> {

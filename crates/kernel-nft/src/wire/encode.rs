@@ -12,8 +12,8 @@ use super::uapi::*;
 use super::{Start, Writer, encode_expr};
 use crate::expr::Verdict;
 use crate::ruleset::{
-    BaseChain, COMMENT_MAX, ChainType, Counter, DataType, Family, Hook, Key, Name, Op, Rule, SetSpec, Table,
-    TableFlags, Value,
+    BaseChain, COMMENT_MAX, ChainType, Counter, DataType, Family, Hook, Key, MapsTo, Name, Op, Rule, SetSpec,
+    Table, TableFlags, Value,
 };
 use crate::transaction::Transaction;
 
@@ -250,14 +250,22 @@ impl Encoder<'_> {
         self.writer.text(NFTA_SET_TABLE, self.table);
         self.writer.text(NFTA_SET_NAME, name);
         let interval = if spec.interval { NFT_SET_INTERVAL } else { 0 };
-        let map = if spec.verdict_map { NFT_SET_MAP } else { 0 };
+        let map = if spec.maps_to == MapsTo::Nothing { 0 } else { NFT_SET_MAP };
         self.writer.number(NFTA_SET_FLAGS, interval | map);
         self.writer.number(NFTA_SET_KEY_TYPE, key_type(&spec.key));
         // At most 64 bytes, by check_spec.
         self.writer.number(NFTA_SET_KEY_LEN, spec.key_len() as u32);
-        if spec.verdict_map {
-            self.writer.number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT);
-            self.writer.number(NFTA_SET_DATA_LEN, 0u32);
+        match &spec.maps_to {
+            MapsTo::Nothing => {}
+            MapsTo::Verdict => {
+                self.writer.number(NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT);
+                self.writer.number(NFTA_SET_DATA_LEN, 0u32);
+            }
+            MapsTo::Data(fields) => {
+                self.writer.number(NFTA_SET_DATA_TYPE, key_type(fields));
+                // At most 64 bytes, by check_spec.
+                self.writer.number(NFTA_SET_DATA_LEN, spec.data_len() as u32);
+            }
         }
         if let Some(size) = spec.size {
             let desc = self.writer.nest(NFTA_SET_DESC);
@@ -378,6 +386,12 @@ fn element(writer: &mut Writer, key: &Key, value: &Value) -> Result<(), &'static
             writer.end_nest(data);
             writer.end_nest(start);
         }
+        Value::Data(data) => {
+            let nest = writer.nest(NFTA_SET_ELEM_DATA);
+            writer.attribute(NFTA_DATA_VALUE, data.as_bytes());
+            writer.end_nest(nest);
+            writer.end_nest(start);
+        }
         Value::Until(last) => {
             writer.end_nest(start);
             if last.as_bytes().len() != key.as_bytes().len() || last < key {
@@ -423,8 +437,16 @@ fn check_spec(spec: &SetSpec) -> Result<(), &'static str> {
     if spec.interval && (spec.key.len() > 1 || spec.key.iter().any(|field| field.is_host_order())) {
         return Err("ranges of a concatenation or of a number in host order");
     }
-    if spec.interval && spec.verdict_map {
-        return Err("a verdict map of ranges");
+    if spec.interval && spec.maps_to != MapsTo::Nothing {
+        return Err("a map of ranges");
+    }
+    if let MapsTo::Data(fields) = &spec.maps_to {
+        if fields.is_empty() || fields.contains(&DataType::Foreign) {
+            return Err("a map to a type that can only be observed");
+        }
+        if spec.data_len() > 64 {
+            return Err("a value longer than 64 bytes");
+        }
     }
     Ok(())
 }
@@ -454,8 +476,8 @@ pub(crate) const fn type_number(field: DataType) -> u32 {
 }
 
 /// `enum byteorder` of nft's include/datatype.h; 0 for a concatenation.
-fn byte_order(spec: &SetSpec) -> u32 {
-    match spec.key.as_slice() {
+fn byte_order(fields: &[DataType]) -> u32 {
+    match fields {
         [single] if single.is_host_order() => 1,
         [_] => 2,
         _ => 0,
@@ -465,9 +487,14 @@ fn byte_order(spec: &SetSpec) -> u32 {
 fn set_userdata(spec: &SetSpec) -> Result<Vec<u8>, &'static str> {
     let mut bytes = Vec::with_capacity(16);
     // nft reads these back as numbers of the host.
-    push_udata(&mut bytes, NFTNL_UDATA_SET_KEYBYTEORDER, &byte_order(spec).to_ne_bytes())?;
-    if spec.verdict_map {
-        push_udata(&mut bytes, NFTNL_UDATA_SET_DATABYTEORDER, &0u32.to_ne_bytes())?;
+    push_udata(&mut bytes, NFTNL_UDATA_SET_KEYBYTEORDER, &byte_order(&spec.key).to_ne_bytes())?;
+    let data_order = match &spec.maps_to {
+        MapsTo::Nothing => None,
+        MapsTo::Verdict => Some(0),
+        MapsTo::Data(fields) => Some(byte_order(fields)),
+    };
+    if let Some(order) = data_order {
+        push_udata(&mut bytes, NFTNL_UDATA_SET_DATABYTEORDER, &order.to_ne_bytes())?;
     }
     if let Some(comment) = &spec.comment {
         push_comment(&mut bytes, NFTNL_UDATA_SET_COMMENT, comment)?;

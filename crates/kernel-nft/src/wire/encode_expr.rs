@@ -2,7 +2,10 @@
 
 use super::Writer;
 use super::uapi::*;
-use crate::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Register, Reject, Side, Verdict};
+use crate::expr::{
+    CmpOp, CtKey, Direction, Expr, IpVersion, MetaKey, NatFlags, NatKind, PayloadBase, Register, Reject,
+    Side, TupleKey, Verdict,
+};
 
 /// Writes one element of `NFTA_RULE_EXPRESSIONS`.
 pub(crate) fn expression(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str> {
@@ -20,11 +23,11 @@ fn name(expression: &Expr) -> &str {
     match expression {
         Expr::Meta { .. } | Expr::MetaSet { .. } => "meta",
         Expr::Payload { .. } => "payload",
-        Expr::Ct { .. } | Expr::CtSet { .. } => "ct",
+        Expr::Ct { .. } | Expr::CtSet { .. } | Expr::CtTuple { .. } => "ct",
         Expr::Cmp { .. } => "cmp",
         Expr::Range { .. } => "range",
         Expr::Bitwise { .. } => "bitwise",
-        Expr::Lookup { .. } => "lookup",
+        Expr::Lookup { .. } | Expr::Map { .. } => "lookup",
         Expr::Immediate { .. } | Expr::Verdict(_) => "immediate",
         Expr::CounterRef(_) => "objref",
         Expr::Counter => "counter",
@@ -32,6 +35,11 @@ fn name(expression: &Expr) -> &str {
         Expr::Log { .. } => "log",
         Expr::Reject(_) => "reject",
         Expr::FibType { .. } => "fib",
+        Expr::Masquerade(_) => "masq",
+        Expr::Nat { .. } => "nat",
+        Expr::Redirect { .. } => "redir",
+        Expr::Notrack => "notrack",
+        Expr::TcpOptionSet { .. } => "exthdr",
         Expr::Other { name, .. } => name,
     }
 }
@@ -55,6 +63,11 @@ fn attributes(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str
         Expr::Ct { key, dreg } => {
             writer.number(CT_DREG, register(*dreg)?);
             writer.number(CT_KEY, ct_key(*key));
+        }
+        Expr::CtTuple { key, direction, dreg } => {
+            writer.number(CT_DREG, register(*dreg)?);
+            writer.number(CT_KEY, tuple_key(*key));
+            writer.number(CT_DIRECTION, tuple_direction(*direction));
         }
         Expr::CtSet { key, sreg } => {
             writer.number(CT_KEY, ct_key(*key));
@@ -81,6 +94,11 @@ fn attributes(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str
             if *negate {
                 writer.number(LOOKUP_FLAGS, LOOKUP_F_INV);
             }
+        }
+        Expr::Map { set, sreg, dreg } => {
+            writer.text(LOOKUP_SET, set);
+            writer.number(LOOKUP_SREG, register(*sreg)?);
+            writer.number(LOOKUP_DREG, register(*dreg)?);
         }
         Expr::Immediate { dreg, data } => {
             writer.number(IMMEDIATE_DREG, register(*dreg)?);
@@ -138,9 +156,66 @@ fn statement(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str>
             writer.number(FIB_RESULT, FIB_RESULT_ADDRTYPE);
             writer.number(FIB_DREG, register(*dreg)?);
         }
+        _ => translation(writer, expression)?,
+    }
+    Ok(())
+}
+
+/// What changes the packet or its connection.
+fn translation(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str> {
+    match expression {
+        Expr::Masquerade(flags) => optional_flags(writer, MASQ_FLAGS, nat_flags(*flags)),
+        Expr::Nat { kind, version, address, port, flags } => {
+            let kind = match kind {
+                NatKind::Source => NAT_SNAT,
+                NatKind::Destination => NAT_DNAT,
+            };
+            writer.number(NAT_TYPE, kind);
+            writer.number(NAT_FAMILY, u32::from(version.nfproto()));
+            writer.number(NAT_REG_ADDR_MIN, register(*address)?);
+            let mut flags = nat_flags(*flags) | RANGE_MAP_IPS;
+            if let Some(port) = port {
+                writer.number(NAT_REG_PROTO_MIN, register(*port)?);
+                flags |= RANGE_PROTO_SPECIFIED;
+            }
+            optional_flags(writer, NAT_FLAGS, flags);
+        }
+        Expr::Redirect { port, flags } => {
+            let mut flags = nat_flags(*flags);
+            if let Some(port) = port {
+                writer.number(REDIR_REG_PROTO_MIN, register(*port)?);
+                flags |= RANGE_PROTO_SPECIFIED;
+            }
+            optional_flags(writer, REDIR_FLAGS, flags);
+        }
+        Expr::Notrack => {}
+        Expr::TcpOptionSet { option, offset, len, sreg } => {
+            writer.number(EXTHDR_TYPE, *option);
+            writer.number(EXTHDR_OFFSET, *offset);
+            writer.number(EXTHDR_LEN, *len);
+            writer.number(EXTHDR_OP, EXTHDR_OP_TCPOPT);
+            writer.number(EXTHDR_SREG, register(*sreg)?);
+        }
         _ => return Err("an expression that can only be observed"),
     }
     Ok(())
+}
+
+/// The kernel dumps flags only where there are some.
+fn optional_flags(writer: &mut Writer, attribute: u16, flags: u32) {
+    if flags != 0 {
+        writer.number(attribute, flags);
+    }
+}
+
+fn nat_flags(flags: NatFlags) -> u32 {
+    [
+        (flags.random, RANGE_PROTO_RANDOM),
+        (flags.persistent, RANGE_PERSISTENT),
+        (flags.fully_random, RANGE_PROTO_RANDOM_FULLY),
+    ]
+    .into_iter()
+    .fold(0, |bits, (set, bit)| if set { bits | bit } else { bits })
 }
 
 fn bitwise(
@@ -217,6 +292,24 @@ fn ct_key(key: CtKey) -> u32 {
         CtKey::Direction => CT_KEY_DIRECTION,
         CtKey::Status => CT_KEY_STATUS,
         CtKey::Mark => CT_KEY_MARK,
+    }
+}
+
+fn tuple_key(key: TupleKey) -> u32 {
+    match key {
+        TupleKey::Address(Side::Source, IpVersion::V4) => CT_KEY_SRC_IP,
+        TupleKey::Address(Side::Destination, IpVersion::V4) => CT_KEY_DST_IP,
+        TupleKey::Address(Side::Source, IpVersion::V6) => CT_KEY_SRC_IP6,
+        TupleKey::Address(Side::Destination, IpVersion::V6) => CT_KEY_DST_IP6,
+        TupleKey::Port(Side::Source) => CT_KEY_PROTO_SRC,
+        TupleKey::Port(Side::Destination) => CT_KEY_PROTO_DST,
+    }
+}
+
+fn tuple_direction(direction: Direction) -> u8 {
+    match direction {
+        Direction::Original => CT_DIR_ORIGINAL,
+        Direction::Reply => CT_DIR_REPLY,
     }
 }
 

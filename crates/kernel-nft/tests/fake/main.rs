@@ -10,6 +10,8 @@ mod layout;
 
 #[path = "../support/random.rs"]
 mod random;
+#[path = "../support/service.rs"]
+mod service;
 
 use std::collections::BTreeMap;
 

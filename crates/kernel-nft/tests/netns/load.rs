@@ -7,6 +7,7 @@ use kernel_nft::{
 
 use crate::layout::{layout, name};
 use crate::namespace::{feed, in_netns, linux_is_at_least, run, try_run};
+use crate::service::service_layout;
 
 pub(crate) fn commit(socket: &mut Socket, table: &str, ops: &[Op]) {
     let table = name(table);
@@ -59,6 +60,20 @@ fn the_rendered_layout_is_taken_by_nft_and_means_the_same() {
 }
 
 #[test]
+fn the_service_layout_renders_as_nft_lists_it_and_is_taken_by_nft() {
+    in_netns(|| {
+        let want = service_layout("svc");
+        let mut socket = Socket::open().unwrap();
+        load(&mut socket, &want);
+        let text = text::render(&want);
+        similar(&text, &run("nft", &["list", "table", "inet", "svc"]));
+        commit(&mut socket, "svc", &[Op::DeleteTable]);
+        feed("nft", &["-f", "-"], &text).unwrap();
+        assert_eq!(observe(&mut socket, "svc"), want);
+    });
+}
+
+#[test]
 fn every_type_of_set_is_listed_as_rendered() {
     use DataType::{IcmpType, Icmpv6Type, Ifname, InetProto, InetService, Ipv4Addr, Ipv6Addr, Mark};
     in_netns(|| {
@@ -102,7 +117,7 @@ fn a_stranger_in_our_table_is_seen_and_removed() {
         let mut socket = Socket::open().unwrap();
         load(&mut socket, &want);
         let script = "
-            add map inet npc data { type ipv4_addr : ipv4_addr; elements = { 10.0.0.1 : 10.0.0.2 }; }
+            add map inet npc data { type ipv4_addr : ether_addr; elements = { 10.0.0.1 : 00:00:5e:00:53:01 }; }
             add set inet npc timed { type ipv4_addr; timeout 1h; elements = { 10.0.0.1 }; }
             add set inet npc pairs { type ipv4_addr . inet_service; flags interval; elements = { 10.0.0.0/8 . 1-2 }; }
             add set inet npc counted { type ipv4_addr; counter; elements = { 10.0.0.1 }; }

@@ -11,6 +11,8 @@ mod marks;
 mod namespace;
 #[path = "../support/random.rs"]
 mod random;
+#[path = "../support/service.rs"]
+mod service;
 mod watch;
 mod witness;
 

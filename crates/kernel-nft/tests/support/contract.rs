@@ -4,6 +4,7 @@ use kernel_nft::*;
 use nix::libc;
 
 use crate::layout::{layout, name, v4, v6};
+use crate::service::service_layout;
 
 /// A kernel, and conversations with it.
 pub(crate) trait World {
@@ -23,6 +24,7 @@ macro_rules! contract {
         $crate::contract::contract! { $run =>
             absent_table_is_none
             the_layout_reads_back_equal
+            the_service_layout_reads_back_equal
             a_refused_op_is_named_and_nothing_is_changed
             the_first_of_several_refused_ops_is_named
             missing_things_are_refused
@@ -134,6 +136,13 @@ pub(crate) fn the_layout_reads_back_equal(world: &mut dyn World) {
     assert_eq!(observed.ownership, Ownership::Free);
     assert_eq!(nft.observe_counters(Family::Inet, T).unwrap(), want.counters);
     assert_eq!(nft.observe(Family::Ip, T).unwrap(), None, "another family is another table");
+}
+
+pub(crate) fn the_service_layout_reads_back_equal(world: &mut dyn World) {
+    let mut nft = world.open();
+    let want = service_layout(T);
+    commit(&mut *nft, &create(&want)).unwrap();
+    assert_eq!(observe(&mut *nft).unwrap(), want);
 }
 
 pub(crate) fn a_refused_op_is_named_and_nothing_is_changed(world: &mut dyn World) {

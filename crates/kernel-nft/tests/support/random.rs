@@ -150,7 +150,7 @@ impl Random {
             return rule;
         }
         let typed = |key: &[DataType]| -> Vec<Name> {
-            let right = |set: &Set| set.spec.key == key && !set.spec.verdict_map;
+            let right = |set: &Set| set.spec.key == key && set.spec.maps_to == MapsTo::Nothing;
             ruleset.sets.iter().filter(|(_, set)| right(set)).map(|(name, _)| name.clone()).collect()
         };
         use DataType::*;

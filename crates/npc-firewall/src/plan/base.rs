@@ -12,8 +12,8 @@
 //! next packet of the original direction.
 
 use kernel_nft::{
-    BaseChain, Chain, ChainType, CtState, DataType, Family, Hook, IpVersion, Journal, Key, Name, Reject,
-    Rule, Ruleset, SetSpec, Side, Table, TableFlags, Value,
+    BaseChain, Chain, ChainType, CtState, DataType, Family, Hook, IpVersion, Journal, Key, MapsTo, Name,
+    Reject, Rule, Ruleset, SetSpec, Side, Table, TableFlags, Value,
 };
 
 use super::{DenyAction, Established, PlanConfig};
@@ -60,7 +60,7 @@ pub fn address_type(version: IpVersion) -> DataType {
 
 /// A set with neither intervals nor verdicts.
 pub fn plain_set(key: Vec<DataType>, comment: &str) -> SetSpec {
-    SetSpec { key, verdict_map: false, interval: false, size: None, comment: Some(comment.into()) }
+    SetSpec { comment: Some(comment.into()), ..SetSpec::set(&key) }
 }
 
 /// An empty table with everything in it that does not depend on objects.
@@ -91,7 +91,7 @@ pub fn journal(config: &PlanConfig, flags: TableFlags, generation: u32) -> Journ
             (Direction::Ingress, "isolated pods of this node, by destination"),
         ] {
             journal.ensure_set(&verdict_map(direction, version), || SetSpec {
-                verdict_map: true,
+                maps_to: MapsTo::Verdict,
                 ..plain_set(vec![address], comment)
             });
         }

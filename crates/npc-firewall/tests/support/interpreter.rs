@@ -309,7 +309,7 @@ impl<'a> Machine<'a> {
                 // KERNEL: RTN_LOCAL is 2, RTN_UNICAST 1 (include/uapi/linux/rtnetlink.h).
                 self.store(dreg.0, &(if local { 2u32 } else { 1u32 }).to_ne_bytes());
             }
-            Expr::Other { name, .. } => panic!("an expression {name} that we never write"),
+            other => panic!("an expression that we never write: {other:?}"),
         }
         Step::Next
     }
@@ -352,14 +352,14 @@ impl<'a> Machine<'a> {
 
     fn lookup(&self, name: &Name, sreg: u8, verdict_map: bool, negate: bool) -> Step {
         let set = self.ruleset.sets.get(name).unwrap_or_else(|| panic!("no set {name}"));
-        assert_eq!(set.spec.verdict_map, verdict_map, "{name} is not that kind of set");
+        assert_eq!(set.spec.is_verdict_map(), verdict_map, "{name} is not that kind of set");
         let found = find(set, self.load(sreg, key_len(set)));
         match found {
             Some(Value::Verdict(verdict)) => {
                 assert!(!negate, "the verdict of an absent key of {name}");
                 Step::Verdict(verdict.clone())
             }
-            Some(Value::Member | Value::Until(_)) => matches_if(!negate),
+            Some(Value::Member | Value::Until(_) | Value::Data(_)) => matches_if(!negate),
             None => matches_if(negate),
         }
     }
