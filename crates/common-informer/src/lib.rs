@@ -11,6 +11,7 @@
 //! [`endpoints`], who may serve a Service.
 
 mod api;
+mod consume;
 pub mod decode;
 pub mod endpoints;
 mod hub;
@@ -19,8 +20,10 @@ pub mod intern;
 pub mod manifests;
 pub mod object;
 mod pending;
+pub mod problem;
 pub mod selector;
 mod status;
 
+pub use consume::CollectError;
 pub use informer::{Informer, Options, Source, StartError};
 pub use status::{KindStatus, Snapshot, Status, SyncTimeout};

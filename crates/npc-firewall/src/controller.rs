@@ -10,19 +10,21 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use common_informer::object::{Batch, Kind, ObjectKey};
-use kernel_nft::{CommitError, Nftables, Op, Ownership, TableFlags};
+use common_informer::object::{Batch, Kind, ObjectKey, ObjectRef};
+use common_informer::problem::{Complaint, Problems};
+use kernel_nft::{CommitError, Family, Found, Keeper, Nftables, Op, Ownership, TableFlags};
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
 use serde::Serialize;
 
+use crate::apply::Marks;
 use crate::apply::sysctl::{State as SysctlState, Sysctls};
-use crate::apply::{Found, Kernel, Marks};
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::model::policy::Problem;
 use crate::model::world::{Touched, World};
+use crate::owned;
 use crate::plan::generation::{Generations, INTERVAL, Step};
 use crate::plan::{PlanConfig, Planner, base};
-use crate::problems::{self, Problems};
 
 /// How often the table is read and mended in one sync before it is given up until the next.
 const ATTEMPTS: usize = 5;
@@ -57,7 +59,7 @@ pub struct Firewall<N> {
     touched: Touched,
     planner: Planner,
     generations: Generations,
-    kernel: Kernel<N>,
+    kernel: Keeper<N>,
     surroundings: Rest,
     synced: bool,
     /// The kernel holds what the planner wants, as far as is known.
@@ -69,7 +71,7 @@ pub struct Firewall<N> {
     sweep_failure: Option<String>,
     /// Connections may have marks of a table before this process's first.
     unswept: bool,
-    problems: Problems,
+    problems: Problems<Problem>,
     sysctls: Vec<(&'static str, SysctlState)>,
 }
 
@@ -93,7 +95,7 @@ impl<N: Nftables> Firewall<N> {
             generations: Generations::new(if config.marks() { config.last_generation() } else { 0 }),
             config,
             flags,
-            kernel: Kernel::new(nft),
+            kernel: Keeper::new(nft, Family::Inet, owned::TABLE),
             surroundings: Rest { marks, sysctls, watch, metrics, informer },
             synced: false,
             in_step: false,
@@ -129,7 +131,7 @@ impl<N: Nftables> Firewall<N> {
     /// When the table cannot be read.
     pub fn difference(&mut self) -> Result<Vec<Op>, Error> {
         self.plan();
-        self.problems.update(&self.world, &self.planner);
+        self.problems.update(problems(&self.world, &self.planner));
         let found = self.kernel.read()?;
         self.take_over(&found);
         Ok(found.steps_to(self.planner.ruleset()))
@@ -324,9 +326,9 @@ impl<N: Nftables> Firewall<N> {
             });
             break;
         }
-        degraded.extend(self.problems.degradation());
+        degraded.extend(self.problems.complaint().map(told));
         if let Some(informer) = &self.surroundings.informer {
-            degraded.extend(problems::of_source(&informer.snapshot()));
+            degraded.extend(informer.snapshot().complaints().into_iter().map(told));
         }
         degraded
     }
@@ -352,7 +354,7 @@ impl<N: Nftables> Controller for Firewall<N> {
             self.ensure_sysctls();
         }
         let result = self.reconcile(cause, now, &mut report);
-        self.problems.update(&self.world, &self.planner);
+        self.problems.update(problems(&self.world, &self.planner));
         let report = SyncReport {
             kernel_ops: report.ops.into_iter().collect(),
             wake_at: report.wake_at,
@@ -366,8 +368,10 @@ impl<N: Nftables> Controller for Firewall<N> {
 
     fn measure(&mut self) {
         let Some((metrics, common)) = &mut self.surroundings.metrics else { return };
-        match self.kernel.refused() {
-            Ok(counters) => counters.for_each(|(name, packets)| metrics.count_denied(&name, packets)),
+        match self.kernel.counters() {
+            Ok(counters) => {
+                counters.for_each(|(name, counter)| metrics.count_denied(&name, counter.packets));
+            }
             Err(error) => tracing::debug!(error = %error, "counters are not in this scrape"),
         }
         let ruleset = self.planner.ruleset();
@@ -423,6 +427,20 @@ impl<N: Nftables> Controller for Firewall<N> {
             sysctls: self.sysctls.iter().map(|(name, state)| (*name, format!("{state:?}"))).collect(),
         }
     }
+}
+
+/// What is wrong with objects: as they are, and as the plan needs them.
+pub fn problems(world: &World, planner: &Planner) -> BTreeMap<ObjectRef, Vec<Problem>> {
+    let mut problems = world.problems();
+    for (object, more) in planner.problems(world) {
+        problems.entry(object).or_default().extend(more);
+    }
+    problems
+}
+
+fn told(complaint: Complaint) -> Degradation {
+    let Complaint { reason, message } = complaint;
+    Degradation { reason, message }
 }
 
 fn names(keys: &[ObjectKey]) -> Vec<String> {

@@ -13,5 +13,4 @@ pub mod metrics;
 pub mod model;
 pub mod owned;
 pub mod plan;
-pub mod problems;
 pub mod run;

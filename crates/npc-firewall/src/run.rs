@@ -1,25 +1,23 @@
 //! The commands: what is connected to what in each of them.
 
 use std::io::{self, Write};
-use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Context;
 use common_informer::object::{Batch, Kind};
-use common_informer::{Informer, Source};
-use futures::Stream;
+use common_informer::problem::Problems;
+use common_informer::{CollectError, Informer, Options, Source};
 use kernel_nft::{Family, Monitor, Name, Nftables, Op, Socket, TableFlags, Transaction, conntrack};
 use node_runtime::{Cause, CommonArgs, Controller, Daemon, DaemonError, LoopError, Waker};
 
 use crate::apply::Marks;
 use crate::apply::sysctl::Sysctls;
 use crate::args::{Cli, Command, Config, PROGRAM};
-use crate::controller::{Firewall, Surroundings, WatchTable};
+use crate::controller::{self, Firewall, Surroundings, WatchTable};
 use crate::metrics::Metrics;
 use crate::model::world::{Touched, World};
 use crate::owned;
 use crate::plan::Planner;
-use crate::problems::Problems;
 
 /// Between two changes of the table by others that are looked into; each is mended within a second.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -84,7 +82,7 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
         let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
         Ok(Firewall::new(&node, config.plan, flags, surroundings))
     };
-    match daemon.run(common, once, make, batches(informer)).await {
+    match daemon.run(common, once, make, informer.into_stream()).await {
         Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
             // Says which kinds are missing and why.
             let Err(mut why) = status.wait_synced(Duration::ZERO).await else { return Err(error.into()) };
@@ -110,7 +108,7 @@ async fn plan(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
     let mut planner = Planner::new(config.plan, TableFlags::default());
     planner.update(&world, &touched);
     let mut problems = Problems::default();
-    problems.update(&world, &planner);
+    problems.update(controller::problems(&world, &planner));
     print(&kernel_nft::text::render(planner.ruleset()))
 }
 
@@ -140,28 +138,8 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// All objects that there are now.
-async fn everything(common: &CommonArgs) -> anyhow::Result<Vec<Batch>> {
-    let mut informer = Informer::start(&source(common), &KINDS).await?;
-    let status = informer.status();
-    let all = async {
-        let mut batches = Vec::new();
-        while !batches.last().is_some_and(|batch: &Batch| batch.synced) {
-            batches.push(informer.next().await.context("the source of objects ended")?);
-        }
-        Ok(batches)
-    };
-    let limit = common.cache_sync_timeout;
-    let late = async {
-        match status.wait_synced(if limit.is_zero() { Duration::MAX } else { limit }).await {
-            Err(late) => late,
-            // All has been read, and is on its way to `all`.
-            Ok(()) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        batches = all => batches,
-        late = late => Err(late.into()),
-    }
+async fn everything(common: &CommonArgs) -> Result<Vec<Batch>, CollectError> {
+    Informer::collect(&source(common), &KINDS, Options::default(), common.cache_sync_timeout).await
 }
 
 fn source(common: &CommonArgs) -> Source {
@@ -169,12 +147,6 @@ fn source(common: &CommonArgs) -> Source {
         Some(folder) => Source::Manifests(folder.clone()),
         None => Source::Api { kubeconfig: common.kubeconfig.clone(), master: common.master.clone() },
     }
-}
-
-fn batches(informer: Informer) -> Pin<Box<dyn Stream<Item = Batch> + Send>> {
-    Box::pin(futures::stream::unfold(informer, async |mut informer| {
-        informer.next().await.map(|batch| (batch, informer))
-    }))
 }
 
 /// Tells the loop of changes of the table by others, for as long as the process lives.

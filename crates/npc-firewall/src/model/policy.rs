@@ -61,6 +61,16 @@ pub struct Problem {
     pub message: String,
 }
 
+impl common_informer::problem::Problem for Problem {
+    fn reason(&self) -> &'static str {
+        self.reason.as_str()
+    }
+
+    fn message(&self) -> &str {
+        &self.message
+    }
+}
+
 /// Pods of some namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term {

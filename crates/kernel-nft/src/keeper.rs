@@ -1,0 +1,128 @@
+//! One table that a program keeps: read, compared with what is wanted, changed.
+
+use crate::diff;
+use crate::ruleset::{Counter, Family, Name, Op, Ruleset};
+use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
+
+/// The table of a program in the kernel.
+#[derive(Debug)]
+pub struct Keeper<N> {
+    nft: N,
+    family: Family,
+    table: Name,
+}
+
+/// What is in the kernel, ready to be compared.
+#[derive(Debug)]
+pub struct Found {
+    /// The table, if there is one.
+    pub observed: Option<Observed>,
+}
+
+/// Why a table cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// Reading it failed.
+    #[error("reading the nftables table {family} {table} failed")]
+    Observe {
+        /// Family of the table.
+        family: Family,
+        /// Name of the table.
+        table: Name,
+        /// Why.
+        source: Error,
+    },
+    /// Another process holds it.
+    #[error(
+        "the nftables table {family} {table} is owned by another process (netlink port {port}); is this program \
+         running on this node twice?"
+    )]
+    Owned {
+        /// Family of the table.
+        family: Family,
+        /// Name of the table.
+        table: Name,
+        /// Netlink port of the owner.
+        port: u32,
+    },
+}
+
+impl<N: Nftables> Keeper<N> {
+    /// A table, seen through `nft`.
+    pub fn new(nft: N, family: Family, table: impl Into<Name>) -> Self {
+        Self { nft, family, table: table.into() }
+    }
+
+    /// The way to the kernel.
+    pub fn nft(&mut self) -> &mut N {
+        &mut self.nft
+    }
+
+    /// Reads the table, whoever owns it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn read(&mut self) -> Result<Found, KeeperError> {
+        match self.nft.observe(self.family, &self.table) {
+            Ok(observed) => Ok(Found { observed }),
+            Err(source) => Err(self.unreadable(source)),
+        }
+    }
+
+    /// Reads the table in order to change it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read, or another process owns the table.
+    pub fn observe(&mut self) -> Result<Found, KeeperError> {
+        let found = self.read()?;
+        match found.observed.as_ref().map(|observed| observed.ownership) {
+            Some(Ownership::Other(port)) => {
+                Err(KeeperError::Owned { family: self.family, table: self.table.clone(), port })
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// Commits steps that start from what the kernel is known to hold.
+    ///
+    /// # Errors
+    /// As the kernel says; nothing was changed then.
+    pub fn commit(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        self.nft.commit(&Transaction { family: self.family, table: &self.table, ops, generation })
+    }
+
+    /// The named counters of the table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn counters(&mut self) -> Result<impl Iterator<Item = (Name, Counter)> + use<N>, KeeperError> {
+        match self.nft.observe_counters(self.family, &self.table) {
+            Ok(counters) => Ok(counters.into_iter()),
+            Err(source) => Err(self.unreadable(source)),
+        }
+    }
+
+    fn unreadable(&self, source: Error) -> KeeperError {
+        KeeperError::Observe { family: self.family, table: self.table.clone(), source }
+    }
+}
+
+impl Found {
+    /// Steps from here to the wanted table.
+    pub fn steps_to(&self, want: &Ruleset) -> Vec<Op> {
+        let Some(observed) = &self.observed else {
+            let mut ops = vec![Op::AddTable(want.table.clone())];
+            ops.extend(diff(want, &Ruleset::new(want.table.clone())));
+            return ops;
+        };
+        let mut ops = diff(want, &observed.ruleset);
+        if observed.ownership == Ownership::Orphaned && !matches!(ops.first(), Some(Op::AddTable(_))) {
+            // Its last owner is gone; this makes the table ours.
+            ops.insert(0, Op::AddTable(want.table.clone()));
+        }
+        ops
+    }
+}
