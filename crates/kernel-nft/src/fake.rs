@@ -22,6 +22,7 @@ use crate::describe::describe;
 use crate::ruleset::{Counter, Family, Name, Op, Ruleset, Table, TableFlags};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
 use crate::usage::Usage;
+use crate::validate::validate;
 
 /// A handle on a kernel in memory. Clones are the same socket on the same kernel.
 #[derive(Clone)]
@@ -213,10 +214,7 @@ impl Kernel {
         }
         if jumps && let Some(entry) = &entry {
             // KERNEL: nf_tables_commit() validates the table once all changes are made.
-            entry
-                .usage
-                .validate(&entry.ruleset)
-                .map_err(|errno| (self.culprit(transaction, portid), errno))?;
+            validate(&entry.ruleset).map_err(|errno| (self.culprit(transaction, portid), errno))?;
         }
         Ok(entry)
     }
@@ -253,7 +251,7 @@ impl Kernel {
         for (index, op) in transaction.ops.iter().enumerate() {
             if self.one(&mut entry, op, portid).is_ok()
                 && adds_jump(op)
-                && entry.as_ref().is_some_and(|entry| entry.usage.validate(&entry.ruleset).is_err())
+                && entry.as_ref().is_some_and(|entry| validate(&entry.ruleset).is_err())
             {
                 return index;
             }

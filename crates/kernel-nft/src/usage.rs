@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use nix::libc;
 
-use crate::expr::Expr;
+use crate::expr::{Expr, IpVersion};
 use crate::reference::Reference;
-use crate::ruleset::{Key, MapsTo, Name, Op, Rule, Ruleset, Value};
-
-/// `NFT_JUMP_STACK_SIZE` of include/net/netfilter/nf_tables.h.
-const JUMP_STACK_SIZE: usize = 16;
+use crate::ruleset::{Family, Key, MapsTo, Name, Op, Rule, Ruleset, Value};
+use crate::validate::check_base;
 
 /// How often each chain, set and counter is named by rules and elements.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +38,7 @@ impl Usage {
             Op::DeleteChain(name) if ruleset.chains.contains_key(name) => unused(&self.chains, name),
             Op::DeleteSet(name) if ruleset.sets.contains_key(name) => unused(&self.sets, name),
             Op::DeleteCounter(name) if ruleset.counters.contains_key(name) => unused(&self.counters, name),
+            Op::AddChain(name, Some(base), _) if !ruleset.chains.contains_key(name) => check_base(base),
             Op::AddRule(chain, rule) if ruleset.chains.contains_key(chain) => check_rule(ruleset, rule),
             Op::AddElements(set, elements) if ruleset.sets.contains_key(set) => elements
                 .iter()
@@ -94,18 +93,6 @@ impl Usage {
             Held::Counter(name) => self.counters.entry(name.clone()).or_default(),
         }
     }
-
-    /// KERNEL: nft_table_validate(): from each base chain jumps may be nested 16 deep at most; a circle is
-    /// deeper than that. `Err` is a positive `errno`.
-    pub(crate) fn validate(&self, ruleset: &Ruleset) -> Result<(), i32> {
-        let mut depths = HashMap::new();
-        for (name, chain) in &ruleset.chains {
-            if chain.base.is_some() && depth(ruleset, name, 0, &mut depths)? > JUMP_STACK_SIZE {
-                return Err(libc::EMLINK);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl From<Reference<'_>> for Held {
@@ -116,41 +103,6 @@ impl From<Reference<'_>> for Held {
             Reference::Counter(name) => Self::Counter(name.clone()),
         }
     }
-}
-
-/// Chains nested below and with `name`.
-fn depth<'a>(
-    ruleset: &'a Ruleset,
-    name: &'a Name,
-    level: usize,
-    known: &mut HashMap<&'a Name, usize>,
-) -> Result<usize, i32> {
-    if let Some(depth) = known.get(name) {
-        return Ok(*depth);
-    }
-    if level > JUMP_STACK_SIZE {
-        return Err(libc::EMLINK);
-    }
-    let mut deepest = 0;
-    let rules = ruleset.chains.get(name).map(|chain| chain.rules.as_slice()).unwrap_or_default();
-    for expression in rules.iter().flat_map(|rule| &rule.expressions) {
-        match expression {
-            Expr::Verdict(verdict) => {
-                if let Some(target) = verdict.target() {
-                    deepest = deepest.max(depth(ruleset, target, level + 1, known)?);
-                }
-            }
-            Expr::Lookup { set, verdict_map: true, .. } => {
-                let targets = ruleset.sets.get(set).into_iter().flat_map(|set| set.elements.values());
-                for target in targets.filter_map(Value::target) {
-                    deepest = deepest.max(depth(ruleset, target, level + 1, known)?);
-                }
-            }
-            _ => {}
-        }
-    }
-    known.insert(name, deepest + 1);
-    Ok(deepest + 1)
 }
 
 fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
@@ -170,6 +122,10 @@ fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
                     return Err(libc::EINVAL);
                 }
             }
+            // KERNEL: nft_nat_init(): the version of the address is that of the table, unless it is for both.
+            Expr::Nat { version, .. } if !allows(ruleset.table.family, *version) => {
+                return Err(libc::EOPNOTSUPP);
+            }
             Expr::CounterRef(counter) if !ruleset.counters.contains_key(counter) => return Err(libc::ENOENT),
             Expr::Verdict(verdict) => {
                 if let Some(target) = verdict.target() {
@@ -180,6 +136,15 @@ fn check_rule(ruleset: &Ruleset, rule: &Rule) -> Result<(), i32> {
         }
     }
     Ok(())
+}
+
+fn allows(family: Family, version: IpVersion) -> bool {
+    match family {
+        Family::Inet => true,
+        Family::Ip => version == IpVersion::V4,
+        Family::Ip6 => version == IpVersion::V6,
+        Family::Bridge => false,
+    }
 }
 
 /// KERNEL: nft_verdict_init().

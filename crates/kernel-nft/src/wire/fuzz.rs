@@ -6,21 +6,30 @@ use proptest::prelude::*;
 use super::decode::{self, Dumped, Elements};
 use super::encode::Batch;
 use super::{Message, Messages};
-use crate::ruleset::{DataType, Family, SetSpec};
+use crate::ruleset::{DataType, Family, Ruleset, SetSpec};
 use crate::transaction::Transaction;
 use crate::{TableFlags, create};
 
 #[path = "../../tests/support/layout.rs"]
 #[allow(dead_code, reason = "made for other tests too")]
 mod layout;
+#[path = "../../tests/support/service.rs"]
+#[allow(dead_code, reason = "made for other tests too")]
+mod service;
 
 /// A transaction has the messages that a dump has.
-fn messages_of_a_table() -> Vec<u8> {
-    let table = layout::layout("npc", TableFlags::default());
-    let ops = create(&table);
+fn messages_of(table: &Ruleset) -> Vec<u8> {
+    let ops = create(table);
     let transaction =
         Transaction { family: Family::Inet, table: &table.table.name, ops: &ops, generation: Some(1) };
     Batch::encode(&transaction, 1, true).unwrap().bytes().to_vec()
+}
+
+/// Of everything that this crate writes.
+fn messages_of_a_table() -> Vec<u8> {
+    let mut bytes = messages_of(&layout::layout("npc", TableFlags::default()));
+    bytes.extend(messages_of(&service::service_layout("npc")));
+    bytes
 }
 
 /// Everything that reads messages, on all messages; how many objects were found.
@@ -30,6 +39,7 @@ fn read_everything(bytes: &[u8]) -> usize {
         SetSpec::set(&[DataType::Ipv6Addr, DataType::InetProto, DataType::InetService]),
         SetSpec::intervals(DataType::Ipv4Addr),
         SetSpec::verdicts(&[DataType::Ipv6Addr]),
+        SetSpec::data(&[DataType::Ipv4Addr], &[DataType::Ipv4Addr]),
     ];
     let mut elements = specs.each_ref().map(|_| Elements::default());
     let mut found = 0;
@@ -58,7 +68,7 @@ fn read(message: &Message<'_>) -> usize {
 
 #[test]
 fn the_messages_that_are_damaged_below_are_read_when_whole() {
-    assert!(read_everything(&messages_of_a_table()) > 100);
+    assert!(read_everything(&messages_of_a_table()) > 200);
 }
 
 proptest! {

@@ -35,6 +35,11 @@ macro_rules! contract {
             the_same_element_twice_is_no_error
             full_sets_are_refused
             circles_of_chains_are_refused
+            chains_of_a_type_stand_at_its_hooks
+            translation_is_refused_where_it_does_not_work
+            translation_in_a_jumped_to_chain_is_refused_by_where_it_is_jumped_from
+            maps_are_looked_up_as_what_they_are
+            data_of_a_map_are_changed_by_delete_and_add
             jumps_to_base_chains_are_refused
             intervals_read_back_equal
             overlapping_intervals_are_refused
@@ -310,6 +315,146 @@ pub(crate) fn circles_of_chains_are_refused(world: &mut dyn World) {
         Op::AddElements(name("m"), verdict4("10.0.0.1", Verdict::Goto(name("a")))),
     ];
     assert_eq!(refusal(commit(&mut *nft, &through_map)), (2, libc::EMLINK));
+}
+
+fn base_at(text: &str, kind: ChainType, hook: Hook, priority: i32) -> Op {
+    Op::AddChain(name(text), Some(BaseChain { kind, hook, priority }), None)
+}
+
+const HOOKS: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+pub(crate) fn chains_of_a_type_stand_at_its_hooks(world: &mut dyn World) {
+    let mut nft = world.open();
+    commit(&mut *nft, &[Op::AddTable(table())]).unwrap();
+    for hook in HOOKS {
+        for (kind, taken) in [
+            (ChainType::Filter, true),
+            (ChainType::Nat, hook != Hook::Forward),
+            (ChainType::Route, hook == Hook::Output),
+        ] {
+            let made = commit(&mut *nft, &[base_at("c", kind, hook, -100)]);
+            if taken {
+                made.unwrap_or_else(|error| panic!("{kind:?} at {hook:?}: {error}"));
+                let base = observe(&mut *nft).unwrap().chains["c"].base.unwrap();
+                assert_eq!(base, BaseChain { kind, hook, priority: -100 });
+                commit(&mut *nft, &[Op::DeleteChain(name("c"))]).unwrap();
+            } else {
+                assert_eq!(refusal(made), (0, libc::EOPNOTSUPP), "{kind:?} at {hook:?}");
+            }
+        }
+    }
+    let too_early = commit(&mut *nft, &[base_at("c", ChainType::Nat, Hook::Prerouting, -200)]);
+    assert_eq!(refusal(too_early), (0, libc::EOPNOTSUPP), "before conntrack");
+    commit(&mut *nft, &[base_at("c", ChainType::Nat, Hook::Prerouting, -199)]).unwrap();
+}
+
+/// Statements that translate or refuse, and the hooks that they work at; in nat chains only, but for the last.
+fn placed() -> Vec<(&'static str, Rule, Vec<Hook>)> {
+    use Hook::{Forward, Input, Output, Postrouting, Prerouting};
+    let to = std::net::IpAddr::from([10, 0, 0, 1]);
+    let any = NatFlags::default();
+    vec![
+        ("masquerade", Rule::new().masquerade(any), vec![Postrouting]),
+        ("snat", Rule::new().snat_to(to, any), vec![Input, Postrouting]),
+        ("dnat", Rule::new().dnat_to(to, None), vec![Prerouting, Output]),
+        ("redirect", Rule::new().redirect(None), vec![Prerouting, Output]),
+        ("reject", Rule::new().reject(Reject::PortUnreachable), vec![Prerouting, Input, Forward, Output]),
+    ]
+}
+
+pub(crate) fn translation_is_refused_where_it_does_not_work(world: &mut dyn World) {
+    let mut nft = world.open();
+    commit(&mut *nft, &[Op::AddTable(table())]).unwrap();
+    for (text, rule, hooks) in placed() {
+        for kind in [ChainType::Filter, ChainType::Nat] {
+            for hook in HOOKS.into_iter().filter(|hook| kind == ChainType::Filter || *hook != Hook::Forward) {
+                let ops = [base_at("c", kind, hook, 50), Op::AddRule(name("c"), rule.clone())];
+                let made = commit(&mut *nft, &ops);
+                if hooks.contains(&hook) && (kind == ChainType::Nat || text == "reject") {
+                    made.unwrap_or_else(|error| panic!("{text} in {kind:?} at {hook:?}: {error}"));
+                    commit(&mut *nft, &[Op::DeleteChain(name("c"))]).unwrap();
+                } else {
+                    assert_eq!(refusal(made), (1, libc::EOPNOTSUPP), "{text} in {kind:?} at {hook:?}");
+                }
+            }
+        }
+    }
+    let everywhere = Rule::new().set_mark(u32::MAX, 1).clamp_mss(1440).notrack();
+    for hook in HOOKS {
+        let ops = [
+            base_at("c", ChainType::Filter, hook, -300),
+            Op::AddRule(name("c"), everywhere.clone()),
+            Op::DeleteChain(name("c")),
+        ];
+        commit(&mut *nft, &ops).unwrap_or_else(|error| panic!("{hook:?}: {error}"));
+    }
+}
+
+pub(crate) fn translation_in_a_jumped_to_chain_is_refused_by_where_it_is_jumped_from(world: &mut dyn World) {
+    let mut nft = world.open();
+    let masquerade = Rule::new().masquerade(NatFlags::FULLY_RANDOM);
+    let ops = [
+        Op::AddTable(table()),
+        base("f"),
+        base_at("post", ChainType::Nat, Hook::Postrouting, 100),
+        chain("a"),
+        Op::AddRule(name("a"), masquerade.clone()),
+        chain("b"),
+        jump("b", "a"),
+        jump("post", "b"),
+    ];
+    commit(&mut *nft, &ops).expect("a chain that nothing leads to may hold anything");
+    let ops = [chain("x"), jump("f", "b"), chain("y")];
+    assert_eq!(refusal(commit(&mut *nft, &ops)), (1, libc::EOPNOTSUPP));
+    let through_map = [
+        map4("m"),
+        Op::AddRule(name("f"), Rule::new().address_verdict(Side::Source, IpVersion::V4, &name("m"))),
+        Op::AddElements(name("m"), verdict4("10.0.0.1", Verdict::Goto(name("a")))),
+    ];
+    assert_eq!(refusal(commit(&mut *nft, &through_map)), (2, libc::EOPNOTSUPP));
+}
+
+pub(crate) fn maps_are_looked_up_as_what_they_are(world: &mut dyn World) {
+    let mut nft = world.open();
+    let fields = [Field::Address(Side::Destination)];
+    let mark_of =
+        |map: &str| Op::AddRule(name("a"), Rule::new().set_mark_from(IpVersion::V4, &fields, &name(map)));
+    let marks = SetSpec::data(&[DataType::Ipv4Addr], &[DataType::Mark]);
+    let ops = [Op::AddTable(table()), chain("a"), set4("s"), map4("m"), Op::AddSet(name("d"), marks)];
+    commit(&mut *nft, &ops).unwrap();
+    assert_eq!(refusal(commit(&mut *nft, &[mark_of("nowhere")])), (0, libc::ENOENT));
+    let verdict = Rule::new().fields_verdict(IpVersion::V4, &fields, &name("d"));
+    let add = |map: &str, value: Value| Op::AddElements(name(map), vec![(v4("10.0.0.1"), value)]);
+    for op in [
+        mark_of("s"),
+        mark_of("m"),
+        Op::AddRule(name("a"), verdict),
+        add("d", Value::Member),
+        add("d", Value::Verdict(Verdict::Accept)),
+        add("d", Value::Data(v6("::1"))),
+        add("s", Value::Data(Key::mark(1))),
+        add("m", Value::Data(Key::mark(1))),
+    ] {
+        assert_eq!(refusal(commit(&mut *nft, std::slice::from_ref(&op))), (0, libc::EINVAL), "{op:?}");
+    }
+    commit(&mut *nft, &[mark_of("d"), add("d", Value::Data(Key::mark(1)))]).unwrap();
+    assert_eq!(refusal(commit(&mut *nft, &[Op::DeleteSet(name("d"))])), (0, libc::EBUSY));
+    commit(&mut *nft, &[Op::FlushChain(name("a")), Op::DeleteSet(name("d"))]).unwrap();
+}
+
+pub(crate) fn data_of_a_map_are_changed_by_delete_and_add(world: &mut dyn World) {
+    let mut nft = world.open();
+    let spec = SetSpec::data(&[DataType::Ipv6Addr], &[DataType::Ipv6Addr, DataType::InetService]);
+    let data =
+        |port: u16| vec![(v6("fd00::1"), Value::Data(Key::address_port("fd00::2".parse().unwrap(), port)))];
+    let d = name("d");
+    let ops = [Op::AddTable(table()), Op::AddSet(d.clone(), spec), Op::AddElements(d.clone(), data(80))];
+    commit(&mut *nft, &ops).unwrap();
+    commit(&mut *nft, &ops[2..]).expect("the same again is no error");
+    let add = Op::AddElements(d.clone(), data(81));
+    assert_eq!(refusal(commit(&mut *nft, std::slice::from_ref(&add))), (0, libc::EEXIST));
+    commit(&mut *nft, &[Op::DeleteElements(d.clone(), data(80)), add]).unwrap();
+    assert_eq!(observe(&mut *nft).unwrap().sets[&d].elements, data(81).into_iter().collect());
 }
 
 pub(crate) fn jumps_to_base_chains_are_refused(world: &mut dyn World) {

@@ -103,7 +103,7 @@ impl Random {
     /// A set whose type is decided by the number in its name, nearly always.
     fn set(&mut self, number: u64) -> Set {
         use DataType::*;
-        let types: [&[DataType]; 9] = [
+        let types: [&[DataType]; 10] = [
             &[Ipv4Addr],
             &[Ipv6Addr],
             &[Ipv4Addr, InetService],
@@ -113,8 +113,9 @@ impl Random {
             &[Ipv4Addr, Ipv4Addr],
             &[Mark],
             &[InetService],
+            &[IcmpType],
         ];
-        let kind = if self.chance(5) { self.below(9) } else { number };
+        let kind = if self.chance(5) { self.below(10) } else { number };
         let mut spec = SetSpec::set(types[kind as usize]);
         spec.interval = matches!(kind, 0 | 1 | 8) && self.chance(50);
         spec.size = self.chance(10).then_some(4096);
@@ -126,8 +127,19 @@ impl Random {
         Set { spec, elements: elements.into_iter().collect() }
     }
 
-    fn map(&mut self, chains: &[u64]) -> Set {
-        let spec = SetSpec { comment: self.comment(), ..SetSpec::verdicts(&[DataType::Ipv4Addr]) };
+    /// A data map whose types are decided by the number in its name, nearly always.
+    fn data_map(&mut self, number: u64) -> Set {
+        let kind = if self.chance(5) { self.below(DATA_MAPS.len() as u64) } else { number };
+        let (key, data) = DATA_MAPS[kind as usize];
+        let spec = SetSpec { comment: self.comment(), ..SetSpec::data(key, data) };
+        let of_data = SetSpec::set(data);
+        let elements = (0..self.below(8)).map(|_| (self.key(&spec), Value::Data(self.key(&of_data))));
+        let elements = elements.collect();
+        Set { spec, elements }
+    }
+
+    fn verdict_map(&mut self, key: &[DataType], chains: &[u64]) -> Set {
+        let spec = SetSpec { comment: self.comment(), ..SetSpec::verdicts(key) };
         let leaves: Vec<u64> = chains.iter().copied().filter(|chain| *chain >= 5).collect();
         let elements = (0..self.below(8)).map(|_| {
             let verdict = match (self.below(4), leaves.is_empty()) {
@@ -145,8 +157,7 @@ impl Random {
     /// One condition, on sets that are there.
     fn condition(&mut self, rule: Rule, version: IpVersion, proto: u8, ruleset: &Ruleset) -> Rule {
         let side = self.side();
-        let icmp = Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 1, dreg: Register(0) };
-        if rule.expressions.contains(&icmp) {
+        if takes_no_port(&rule) {
             return rule;
         }
         let typed = |key: &[DataType]| -> Vec<Name> {
@@ -154,7 +165,52 @@ impl Random {
             ruleset.sets.iter().filter(|(_, set)| right(set)).map(|(name, _)| name.clone()).collect()
         };
         use DataType::*;
-        match self.below(13) {
+        let triple = match version {
+            IpVersion::V4 => typed(&[Ipv4Addr, InetProto, InetService]),
+            IpVersion::V6 => typed(&[Ipv6Addr, InetProto, InetService]),
+        };
+        match self.below(22) {
+            13 => {
+                let mask = *self.pick(&[0x00ff_0000, 0xff00, 0xff00_0000, 1, u32::MAX]);
+                rule.mark_equals(mask, (self.next() as u32) & mask)
+            }
+            14 => rule.input_interface(self.pick(&["eth0", "kube-dummy-if", "br*"])),
+            15 => rule.output_interface(self.pick(&["eth0", "kube-bridge"])),
+            16 => rule.ct_status(match self.below(3) {
+                0 => &[CtStatus::Dnat],
+                1 => &[CtStatus::Snat, CtStatus::Dnat],
+                _ => &[CtStatus::Assured, CtStatus::Confirmed, CtStatus::Dying],
+            }),
+            17 if proto == 6 => {
+                let among = (1 + self.below(63)) as u8;
+                let set = (self.next() as u8) & among;
+                let flags = |bits: u8| -> Vec<TcpFlag> {
+                    TcpFlag::ALL.into_iter().filter(|flag| bits & flag.bit() != 0).collect()
+                };
+                rule.tcp_flags(&flags(among), &flags(set))
+            }
+            18 => match (triple.first(), self.below(3)) {
+                (Some(set), 0) => rule.fields_in(version, &DESTINATION, set),
+                (Some(set), 1) => rule.fields_in(version, &SOURCE, set),
+                (Some(set), _) => rule.fields_not_in(version, &DESTINATION, set),
+                (None, _) => rule,
+            },
+            19 => match typed(&[version.data_type()]).first() {
+                Some(set) => rule.fields_in(version, &[Field::OriginalAddress(side)], set),
+                None => rule,
+            },
+            20 => match typed(&[version.data_type(), InetService]).first() {
+                Some(set) => rule.l4proto(proto).fields_in(
+                    version,
+                    &[Field::OriginalAddress(side), Field::OriginalPort(side)],
+                    set,
+                ),
+                None => rule,
+            },
+            21 => match typed(&[Mark]).first() {
+                Some(set) => rule.fields_in(version, &[Field::Mark], set),
+                None => rule,
+            },
             0 => rule.l4proto(proto),
             1 => {
                 let (a, b) = (self.next() as u16, self.next() as u16);
@@ -209,14 +265,18 @@ impl Random {
                 Some(set) => rule.proto_port_in(set),
                 None => rule,
             },
-            _ if version == IpVersion::V4 => match typed(&[Ipv4Addr, Ipv4Addr]).first() {
+            12 if version == IpVersion::V4 => match typed(&[Ipv4Addr, Ipv4Addr]).first() {
                 Some(set) => rule.address_pair_in(IpVersion::V4, set),
                 None => rule,
             },
-            _ => match typed(&[Icmpv6Type]).first() {
-                Some(set) if rule.expressions.is_empty() => rule.icmpv6_type_in(set),
-                _ => rule,
-            },
+            _ if rule.expressions.is_empty() => {
+                match (typed(&[Icmpv6Type]).first(), typed(&[IcmpType]).first()) {
+                    (Some(set), _) if version == IpVersion::V6 => rule.icmpv6_type_in(set),
+                    (_, Some(set)) if version == IpVersion::V4 => rule.icmp_type_in(set),
+                    _ => rule,
+                }
+            }
+            _ => rule,
         }
     }
 
@@ -231,7 +291,32 @@ impl Random {
     ) -> Rule {
         let above: Vec<u64> =
             chains.iter().copied().filter(|chain| number.is_none_or(|number| *chain > number)).collect();
-        match (self.below(9), above.as_slice()) {
+        let open = !takes_no_port(&rule);
+        let has = |map: &str, number: usize| {
+            let (key, data) = DATA_MAPS[number];
+            let spec = ruleset.sets.get(map).map(|set| &set.spec);
+            spec.is_some_and(|spec| spec.key == key && spec.maps_to == MapsTo::Data(data.to_vec()))
+        };
+        match (self.below(14), above.as_slice()) {
+            (9, _) if open && version == IpVersion::V6 && has("d0", 0) => {
+                rule.set_mark_from(version, &DESTINATION, &name("d0"))
+            }
+            (10, _) => {
+                let mask = *self.pick(&[0x00ff_0000, 0xff00, u32::MAX]);
+                rule.set_mark(mask, self.next() as u32)
+            }
+            (11, _) => rule.clamp_mss(self.next() as u16),
+            (12, _)
+                if open
+                    && version == IpVersion::V4
+                    && number.is_none_or(|number| number < 5)
+                    && ruleset.sets.contains_key("m1") =>
+            {
+                let fields = [Field::Address(Side::Destination), Field::Port(Side::Source)];
+                rule.fields_verdict(version, &fields, &name("m1"))
+            }
+            (13, _) => rule.notrack(),
+
             (0, [_, ..]) => rule.jump(&chain_name(*self.pick(&above))),
             (1, [_, ..]) => rule.goto(&chain_name(*self.pick(&above))),
             (2, _)
@@ -252,6 +337,60 @@ impl Random {
             (7, _) if ruleset.counters.contains_key("k0") => rule.counter_ref(name("k0")).accept(),
             _ => rule.accept(),
         }
+    }
+
+    /// What a rule of a nat chain ends with.
+    fn translate(
+        &mut self,
+        rule: Rule,
+        version: IpVersion,
+        proto: u8,
+        hook: Hook,
+        ruleset: &Ruleset,
+    ) -> Rule {
+        if takes_no_port(&rule) {
+            return rule.accept();
+        }
+        let has = |map: &str, number: usize| {
+            let (key, data) = DATA_MAPS[number];
+            let spec = ruleset.sets.get(map).map(|set| &set.spec);
+            spec.is_some_and(|spec| spec.key == key && spec.maps_to == MapsTo::Data(data.to_vec()))
+        };
+        let flags =
+            NatFlags { random: self.chance(30), fully_random: self.chance(30), persistent: self.chance(30) };
+        let address = match version {
+            IpVersion::V4 => net::IpAddr::from(net::Ipv4Addr::from(self.v4())),
+            IpVersion::V6 => net::IpAddr::from(net::Ipv6Addr::from(self.v6())),
+        };
+        let whole = [Field::Address(Side::Destination)];
+        match (self.below(5), hook, version) {
+            (0, Hook::Postrouting, _) => rule.snat_to(address, flags),
+            (1, Hook::Postrouting, _) => rule.snat_to_original_destination(version, flags),
+            (2, Hook::Postrouting, IpVersion::V4) if has("d1", 1) => {
+                rule.snat_from(version, &whole, &name("d1"), flags)
+            }
+            (3, Hook::Postrouting, _) => rule.ret(),
+            (_, Hook::Postrouting, _) => rule.masquerade(flags),
+            (0, _, IpVersion::V4) if has("d1", 1) => rule.dnat_from(version, &whole, &name("d1"), false),
+            (1, _, IpVersion::V4) if has("d2", 2) => rule.dnat_from(version, &DESTINATION, &name("d2"), true),
+            (1, _, IpVersion::V6) if has("d3", 3) => rule.dnat_from(version, &DESTINATION, &name("d3"), true),
+            (2, ..) => rule.dnat_to(address, None),
+            (3, ..) => rule.l4proto(proto).redirect(self.chance(50).then_some(self.next() as u16)),
+            _ => rule.l4proto(proto).dnat_to(address, Some(self.next() as u16)),
+        }
+    }
+
+    /// A rule for a nat chain.
+    fn nat_rule(&mut self, hook: Hook, ruleset: &Ruleset) -> Rule {
+        let mut rule = Rule::new();
+        let (version, proto) = (self.version(), *self.pick(&[6u8, 17, 132]));
+        for _ in 0..self.below(3) {
+            rule = self.condition(rule, version, proto, ruleset);
+        }
+        if self.chance(30) {
+            rule = rule.counter();
+        }
+        self.translate(rule, version, proto, hook, ruleset)
     }
 
     /// A rule for chain `number`.
@@ -289,13 +428,22 @@ impl Random {
             let counter = Counter { comment: self.comment(), ..Counter::default() };
             ruleset.counters.insert(name(&format!("k{number}")), counter);
         }
-        for number in 0..9 {
+        for number in 0..10 {
             if self.chance(70) {
                 ruleset.sets.insert(name(&format!("s{number}")), self.set(number));
             }
         }
         if self.chance(80) {
-            ruleset.sets.insert(name("m0"), self.map(&chains));
+            ruleset.sets.insert(name("m0"), self.verdict_map(&[DataType::Ipv4Addr], &chains));
+        }
+        if self.chance(50) {
+            let key = [DataType::Ipv4Addr, DataType::InetService];
+            ruleset.sets.insert(name("m1"), self.verdict_map(&key, &chains));
+        }
+        for number in 0..DATA_MAPS.len() as u64 {
+            if self.chance(60) {
+                ruleset.sets.insert(name(&format!("d{number}")), self.data_map(number));
+            }
         }
         for number in &chains {
             let comment = self.comment().filter(|_| *number < 8);
@@ -310,8 +458,45 @@ impl Random {
                 ruleset.chains.insert(name(text), Chain { base, comment: None, rules });
             }
         }
+        for (text, hook) in [("n0", Hook::Postrouting), ("n1", Hook::Prerouting), ("n2", Hook::Output)] {
+            if self.chance(60) {
+                let rules = (0..self.below(4)).map(|_| self.nat_rule(hook, &ruleset)).collect();
+                let priority = self.below(320) as i32 - 199;
+                let base = Some(BaseChain { kind: ChainType::Nat, hook, priority });
+                ruleset.chains.insert(name(text), Chain { base, comment: None, rules });
+            }
+        }
+        if self.chance(40) {
+            let priority = self.below(400) as i32 - 250;
+            let base = Some(BaseChain { kind: ChainType::Route, hook: Hook::Output, priority });
+            let rules = vec![Rule::new().set_mark(u32::MAX, self.below(9) as u32)];
+            ruleset.chains.insert(name("r0"), Chain { base, comment: None, rules });
+        }
         ruleset
     }
+}
+
+/// Types of the data maps, by the number in their names.
+const DATA_MAPS: [(&[DataType], &[DataType]); 4] = [
+    (&[DataType::Ipv6Addr, DataType::InetProto, DataType::InetService], &[DataType::Mark]),
+    (&[DataType::Ipv4Addr], &[DataType::Ipv4Addr]),
+    (
+        &[DataType::Ipv4Addr, DataType::InetProto, DataType::InetService],
+        &[DataType::Ipv4Addr, DataType::InetService],
+    ),
+    (
+        &[DataType::Ipv6Addr, DataType::InetProto, DataType::InetService],
+        &[DataType::Ipv6Addr, DataType::InetService],
+    ),
+];
+
+/// True after a match on the type of an ICMP message, as a port would be read as a field of it; and after one
+/// on `ct original proto-dst`, as nft does not take its text where the `meta l4proto` before it is not
+/// listed, because a match on a port follows.
+fn takes_no_port(rule: &Rule) -> bool {
+    let icmp = Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 1, dreg: Register(0) };
+    let original_port = |e: &Expr| matches!(e, Expr::CtTuple { key: TupleKey::Port(_), .. });
+    rule.expressions.contains(&icmp) || rule.expressions.iter().any(original_port)
 }
 
 fn chain_name(number: u64) -> Name {

@@ -10,7 +10,7 @@ use kernel_nft::IpVersion::{V4, V6};
 use kernel_nft::Side::{Destination, Source};
 use kernel_nft::*;
 
-use crate::layout::{SCTP, TCP, UDP, name};
+use super::layout::{SCTP, TCP, UDP, name};
 
 pub(crate) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
