@@ -54,6 +54,11 @@ pub(crate) async fn start(
     Ok(url.to_string())
 }
 
+/// A client outside of any informer.
+pub(crate) async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Client, StartError> {
+    client::plain(client::config(kubeconfig, master).await?)
+}
+
 /// Objects that a list or watch leaves out.
 fn selection(kind: Kind, options: &Options) -> watcher::Config {
     let config = watcher::Config::default().page_size(PAGE);

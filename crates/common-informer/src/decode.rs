@@ -58,6 +58,8 @@ pub enum ServiceDetail {
     Addresses,
     /// What a service proxy needs: [`Object::FullService`].
     Full,
+    /// [`Object::FullService`] with its labels.
+    Labelled,
 }
 
 /// Label that the API server puts on every namespace.
@@ -130,8 +132,11 @@ pub fn object_of_with(
             ServiceDetail::Addresses => {
                 service::decode(value, interner, &mut notes).map(Arc::new).map(Object::Service)
             }
-            ServiceDetail::Full => {
-                full_service::decode(value, interner, &mut notes).map(Arc::new).map(Object::FullService)
+            ServiceDetail::Full | ServiceDetail::Labelled => {
+                let labels = detail == ServiceDetail::Labelled;
+                full_service::decode(value, labels, interner, &mut notes)
+                    .map(Arc::new)
+                    .map(Object::FullService)
             }
         },
         Kind::EndpointSlice => {

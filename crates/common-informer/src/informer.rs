@@ -1,7 +1,7 @@
 //! An informer: one source, the kinds that a controller asked for, one stream of changes.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -59,6 +59,15 @@ pub enum StartError {
     /// There is no usable configuration for the API server.
     #[error("{0}")]
     Api(String),
+}
+
+/// A client of the API server for those who also write, with the flags and limits of an informer's
+/// [`Source::Api`]. Nothing is retried in it.
+///
+/// # Errors
+/// There is no usable configuration for the API server.
+pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<kube::Client, StartError> {
+    api::client(kubeconfig, master).await
 }
 
 /// A running informer. Dropping it ends its tasks.

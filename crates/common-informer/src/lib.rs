@@ -25,5 +25,5 @@ pub mod selector;
 mod status;
 
 pub use consume::CollectError;
-pub use informer::{Informer, Options, Source, StartError};
+pub use informer::{Informer, Options, Source, StartError, client};
 pub use status::{KindStatus, Snapshot, Status, SyncTimeout};

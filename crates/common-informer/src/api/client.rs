@@ -62,10 +62,19 @@ fn url(text: &str) -> Result<http::Uri, StartError> {
     )
 }
 
+/// A client.
+pub(super) fn plain(config: Config) -> Result<Client, StartError> {
+    let url = config.cluster_url.clone();
+    ClientBuilder::try_from(config).map(ClientBuilder::build).map_err(|error| unusable(&url, &error))
+}
+
 /// A client that tells the hub when the server answers.
 pub(super) fn connect(config: Config, hub: &Arc<Hub>) -> Result<Client, StartError> {
     let url = config.cluster_url.clone();
-    let builder = ClientBuilder::try_from(config)
-        .map_err(|error| StartError::Api(format!("API server {url}: {}", chain(&error))))?;
+    let builder = ClientBuilder::try_from(config).map_err(|error| unusable(&url, &error))?;
     Ok(builder.with_layer(&Answered(hub.clone())).build())
+}
+
+fn unusable(url: &http::Uri, error: &kube::Error) -> StartError {
+    StartError::Api(format!("API server {url}: {}", chain(error)))
 }

@@ -71,6 +71,7 @@ static FIELDS: Keep = Fields(&[
             ("ports", All),
             ("healthCheckNodePort", All),
             ("ipFamilies", All),
+            ("ipFamilyPolicy", All),
             ("sessionAffinity", All),
             ("sessionAffinityConfig", All),
             ("internalTrafficPolicy", All),
@@ -329,7 +330,7 @@ mod tests {
             (Kind::EndpointSlice, service_tests::slice()),
             (Kind::Node, service_tests::node()),
         ] {
-            for detail in [ServiceDetail::Addresses, ServiceDetail::Full] {
+            for detail in [ServiceDetail::Addresses, ServiceDetail::Full, ServiceDetail::Labelled] {
                 let mut interner = Interner::new();
                 let read = object_of_with(detail, kind, &trimmed(&whole).value, &mut interner);
                 assert!(read.as_ref().is_ok_and(|read| read.notes.is_empty()), "{read:?}");

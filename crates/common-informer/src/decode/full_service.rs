@@ -1,5 +1,6 @@
 //! core/v1 Service: all that a service proxy reads.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -25,6 +26,7 @@ const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 pub(super) fn decode(
     value: &Value,
+    keep_labels: bool,
     interner: &mut Interner,
     notes: &mut Notes,
 ) -> Result<FullService, Fault> {
@@ -50,6 +52,7 @@ pub(super) fn decode(
         service_type: service_type(spec).map_err(in_spec)?,
         headless,
         families: families(spec, &cluster, notes),
+        requires_dual_stack: notes.or_default(requires_dual_stack(spec).map_err(in_spec)),
         external_ips: external_ips(spec, notes).into(),
         load_balancer_ips: load_balancer_ips(root, notes).into(),
         affinity_seconds: notes.or_default(affinity(spec).map_err(in_spec)),
@@ -72,6 +75,7 @@ pub(super) fn decode(
         ports: ports(spec, interner, notes).into(),
         health_check_node_port: notes.or_default(health_check),
         settings: interner.settings(settings),
+        labels: interner.labels(if keep_labels { metadata.labels } else { BTreeMap::new() }),
         key: metadata.key,
     })
 }
@@ -117,6 +121,14 @@ fn families(spec: &Map<String, Value>, cluster_ips: &[IpAddr], notes: &mut Notes
         }
     }
     families
+}
+
+fn requires_dual_stack(spec: &Map<String, Value>) -> Result<bool, Fault> {
+    match json::text(spec, "ipFamilyPolicy")? {
+        None | Some("" | "SingleStack" | "PreferDualStack") => Ok(false),
+        Some("RequireDualStack") => Ok(true),
+        Some(other) => Err(Fault::new("ipFamilyPolicy", format!("{other:?} is no policy of IP families"))),
+    }
 }
 
 fn external_ips(spec: &Map<String, Value>, notes: &mut Notes) -> Vec<IpAddr> {

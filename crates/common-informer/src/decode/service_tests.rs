@@ -21,7 +21,7 @@ pub(crate) fn full_service() -> Value {
             "labels": {"service.kubernetes.io/service-proxy-name": "kube-router", "service.kubernetes.io/headless": "", "a": "b"},
             "annotations": {"kube-router.io/service.scheduler": "sh", "kubectl.kubernetes.io/x": "y"}},
         "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
-            "ipFamilies": ["IPv4", "IPv6"], "externalIPs": ["192.0.2.1", "192.0.2.1"],
+            "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack", "externalIPs": ["192.0.2.1", "192.0.2.1"],
             "ports": [{"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080, "appProtocol": "http"},
                 {"name": "dns", "port": 53, "protocol": "UDP"}],
             "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 600}},
@@ -119,6 +119,7 @@ fn full_service_is_projected() {
         service_type: ServiceType::LoadBalancer,
         headless: false,
         families: vec![Family::V4, Family::V6].into(),
+        requires_dual_stack: true,
         external_ips: ips(&["192.0.2.1"]).into(),
         load_balancer_ips: [
             LoadBalancerIp { ip: "192.0.2.2".parse().unwrap(), proxied: false },
@@ -142,12 +143,22 @@ fn full_service_is_projected() {
         key: ObjectKey { namespace: "shop".into(), name: "web".into() },
         uid: Uid::parse("9f0c3a52-6a3e-4f5d-8a43-2f6a5a0d1c11"),
         created: 1_709_208_000,
+        labels: Arc::default(),
         cluster_ips: ips(&["10.96.0.1", "fd00::1"]).into(),
         ports: [port("http", Protocol::Tcp, 80, Some(30080)), port("dns", Protocol::Udp, 53, None)].into(),
         health_check_node_port: Some(30001),
         settings: settings.into(),
     };
     assert_eq!(read_service(&full_service()), (expected, vec![]));
+}
+
+#[test]
+fn labels_of_a_service_are_kept_for_those_who_ask() {
+    let read = |detail| match object_with(detail, &full_service(), &mut Interner::new()) {
+        Ok(Some(Decoded { object: Object::FullService(service), .. })) => service.labels.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((read(ServiceDetail::Full), read(ServiceDetail::Labelled)), (0, 3));
 }
 
 #[test]

@@ -342,7 +342,7 @@ fn mistakes_in_a_service_cost_only_themselves() {
 /// Every way in which an object can be read.
 pub(crate) fn every_reading() -> impl Iterator<Item = (Kind, ServiceDetail)> {
     let addresses = Kind::ALL.into_iter().map(|kind| (kind, ServiceDetail::Addresses));
-    addresses.chain([(Kind::Service, ServiceDetail::Full)])
+    addresses.chain([ServiceDetail::Full, ServiceDetail::Labelled].map(|detail| (Kind::Service, detail)))
 }
 
 /// JSON of any shape, with the field names that are read here.
@@ -393,6 +393,7 @@ pub(crate) fn any_json() -> impl Strategy<Value = Value> {
         "forNodes",
         "podCIDRs",
         "ipFamilies",
+        "ipFamilyPolicy",
         "sessionAffinity",
         "sessionAffinityConfig",
         "clientIP",

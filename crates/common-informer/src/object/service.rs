@@ -45,6 +45,8 @@ pub struct FullService {
     pub uid: Option<Uid>,
     /// `metadata.creationTimestamp`, seconds since 1970; 0 when absent.
     pub created: i64,
+    /// `metadata.labels`, where [`ServiceDetail::Labelled`](crate::decode::ServiceDetail) was asked for.
+    pub labels: Labels,
     /// `spec.clusterIPs` (or `clusterIP`) without `None`.
     pub cluster_ips: SmallVec<[IpAddr; 2]>,
     /// `spec.ports`
@@ -64,6 +66,8 @@ pub struct ServiceSettings {
     pub headless: bool,
     /// `spec.ipFamilies`, or the families of the cluster IPs where it is absent.
     pub families: SmallVec<[Family; 2]>,
+    /// `spec.ipFamilyPolicy` is `RequireDualStack`: one family alone does not serve.
+    pub requires_dual_stack: bool,
     /// `spec.externalIPs`, each once.
     pub external_ips: Box<[IpAddr]>,
     /// `status.loadBalancer.ingress[]` that have an `ip`, each once.
