@@ -1,14 +1,26 @@
-//! The edge to the kernel's network configuration by netlink: so far IPVS.
+//! The edge to the kernel's network configuration by netlink: links, addresses, routes, rules, IPVS; and by the
+//! file system: sysctls.
 //!
 //! ```text
-//!   typed entries ◄── observe ──┐
-//!                               ├── ipvs::Socket ── generic netlink ── kernel
-//!   typed commands ── commit ───┘   ipvs::Fake   (refuses what the kernel refuses)
+//!   typed entries ◄── observe ──┐   route::Socket ── rtnetlink ──────── kernel
+//!                               ├── ipvs::Socket ─── generic netlink ── kernel
+//!   typed commands ── commit ───┘   route::Fake, ipvs::Fake   (refuse what the kernel refuses)
 //! ```
 //!
-//! Everything blocks and nothing here starts a thread: a conversation belongs to one thread, which also decides
-//! the network namespace by being in it when the socket is opened.
+//! Everything blocks: a conversation belongs to one thread, which also decides
+//! the network namespace by being in it when the socket is opened. One thread of its own is started where work is to be done in
+//! another namespace ([`namespace`]).
 
+mod attribute;
+mod commit;
+mod family;
 mod genl;
 pub mod ipvs;
+pub mod namespace;
 mod netlink;
+pub mod route;
+pub mod sysctl;
+
+pub use commit::{CommitError, Refusal};
+pub use family::{Family, Protocol};
+pub use netlink::Error;

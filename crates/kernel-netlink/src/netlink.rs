@@ -49,6 +49,47 @@ pub(crate) enum ReadError {
     Io(io::Error),
 }
 
+/// Why nothing could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Entries changed during each of many attempts to read them. A retry can help.
+    #[error("{context}: interrupted in each of {attempts} attempts")]
+    Unstable {
+        /// What was tried.
+        context: &'static str,
+        /// How often.
+        attempts: u32,
+    },
+    /// The kernel answered something that is no valid message.
+    #[error("{context}: malformed answer of the kernel: {what}")]
+    Malformed {
+        /// What was tried.
+        context: &'static str,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The socket failed, or the kernel refused. Open another socket.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was tried.
+        context: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ReadError {
+    /// With what was tried, and how often.
+    pub(crate) fn explained(self, context: &'static str, attempts: u32) -> Error {
+        match self {
+            Self::Interrupted => Error::Unstable { context, attempts },
+            Self::Refused(errno) => Error::Io { context, source: io::Error::from_raw_os_error(errno) },
+            Self::Malformed(what) => Error::Malformed { context, what },
+            Self::Io(source) => Error::Io { context, source },
+        }
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answers {
@@ -77,6 +118,12 @@ impl Netlink {
         // first refusals of a batch are told, which is noticed.
         let _ = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_QUEUE);
         Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// Asks the kernel to keep to the filters in requests, where it knows how (`NETLINK_GET_STRICT_CHK`, Linux
+    /// 4.20): without, a dump is of everything.
+    pub(crate) fn filter_dumps(&self) {
+        let _ = self.socket.set_netlink_get_strict_chk(true);
     }
 
     /// Sends one request and hands the body of each message of the answer to `each`, to the end of the dump
@@ -353,7 +400,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::genl::{Attribute, Command, Value, family_id};
+    use crate::attribute::{Attribute, Value};
+    use crate::genl::{Command, family_id};
 
     fn batch(messages: usize) -> Batch {
         let mut batch = Batch { bytes: Vec::new(), count: 0, last: 0, first: 7 };

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 
 use super::entry::*;
 use super::{uapi, wire};
-use crate::genl::{self, Attribute, Value};
+use crate::attribute::{Attribute, Value};
+use crate::genl;
 
 fn address(family: Family) -> BoxedStrategy<IpAddr> {
     match family {

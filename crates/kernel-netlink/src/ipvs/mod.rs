@@ -16,11 +16,10 @@ mod socket;
 mod uapi;
 mod wire;
 
-use std::fmt;
 use std::io;
 
-use nix::libc;
-
+use crate::commit::outcome;
+pub use crate::commit::{CommitError, Refusal};
 pub use entry::*;
 pub use fake::Fake;
 pub use socket::Socket;
@@ -56,62 +55,6 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-}
-
-/// A command that the kernel did not carry out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Index into the commands.
-    pub command: usize,
-    /// Positive `errno`.
-    pub errno: i32,
-    /// The command in words.
-    pub description: String,
-}
-
-impl Refusal {
-    /// True if observing again and committing the new difference can help; false if the same wish will be
-    /// refused again.
-    pub fn is_retryable(&self) -> bool {
-        // What is there is not what was thought to be there. ENOENT may also be a scheduler that is unknown:
-        // its module may come.
-        matches!(
-            self.errno,
-            libc::ENOENT | libc::ESRCH | libc::EEXIST | libc::EBUSY | libc::EAGAIN | libc::ENOMEM
-        )
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.description, io::Error::from_raw_os_error(self.errno))
-    }
-}
-
-/// Why not all commands were carried out.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// Some commands were refused (at least one is listed, in order); all others were carried out.
-    #[error("{}", Refusals(.0))]
-    Refused(Vec<Refusal>),
-    /// Answers of the kernel were lost: commands that are not listed may have been refused too. Observe again.
-    #[error("answers of the kernel were lost; {} commands are known to be refused", .0.len())]
-    Unconfirmed(Vec<Refusal>),
-    /// The socket failed; what became of the commands is not known. Observe again, with another socket.
-    #[error("changing IPVS: {0}")]
-    Io(#[source] io::Error),
-}
-
-struct Refusals<'a>(&'a [Refusal]);
-
-impl fmt::Display for Refusals<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [] => f.write_str("nothing refused"),
-            [one] => one.fmt(f),
-            [first, rest @ ..] => write!(f, "{first} (and {} more refused)", rest.len()),
-        }
-    }
 }
 
 /// A place that holds IPVS entries: the kernel ([`Socket`]) or a model of it ([`Fake`]). Both refuse the same
@@ -157,20 +100,4 @@ pub trait Ipvs {
     /// # Errors
     /// [`CommitError`] when not all of them were, or may not have been, carried out.
     fn commit(&mut self, commands: &[Command]) -> Result<(), CommitError>;
-}
-
-/// The result of a commit, from what was refused: (index, errno).
-fn outcome(commands: &[Command], refused: &[(usize, i32)], lost: bool) -> Result<(), CommitError> {
-    let refusals: Vec<Refusal> = refused
-        .iter()
-        .map(|&(command, errno)| {
-            let description = commands.get(command).map(ToString::to_string).unwrap_or_default();
-            Refusal { command, errno, description }
-        })
-        .collect();
-    match (lost, refusals.is_empty()) {
-        (true, _) => Err(CommitError::Unconfirmed(refusals)),
-        (false, false) => Err(CommitError::Refused(refusals)),
-        (false, true) => Ok(()),
-    }
 }

@@ -8,7 +8,8 @@ use std::num::{NonZeroU16, NonZeroU32};
 
 use super::entry::*;
 use super::uapi::*;
-use crate::genl::{self, Attribute, Value, be16_of, find, u8_of, u16_of, u32_of, u64_of};
+use crate::attribute::{Attribute, Value, be16_of, find, u8_of, u16_of, u32_of, u64_of};
+use crate::genl;
 
 /// The message that carries out a command.
 pub(super) fn command(command: &Command) -> genl::Command {

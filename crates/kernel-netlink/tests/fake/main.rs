@@ -3,9 +3,12 @@
 
 #[path = "../support/contract.rs"]
 mod contract;
+#[path = "../support/route_contract.rs"]
+mod route_contract;
 
 use contract::{World, rr, tcp, to};
 use kernel_netlink::ipvs::{Command, CommitError, Fake, Ipvs, Stats};
+use kernel_netlink::route;
 use nix::libc;
 
 struct InMemory(Fake);
@@ -73,4 +76,20 @@ fn statistics_go_to_zero_when_told_and_connections_stay() {
         assert_eq!(fake.observe_service(&key).unwrap().unwrap().stats, Stats::default());
         assert_eq!(fake.observe_destinations(&key).unwrap()[0].active_connections, 2);
     }
+}
+
+struct RoutesInMemory(route::Fake);
+
+impl route_contract::World for RoutesInMemory {
+    fn open(&mut self) -> Box<dyn route::Rtnetlink> {
+        Box::new(self.0.clone())
+    }
+}
+
+fn routes_in_memory(test: fn(&mut dyn route_contract::World)) {
+    test(&mut RoutesInMemory(route::Fake::new()));
+}
+
+mod keeps_the_contract_of_routes {
+    crate::route_contract::route_contract!(super::routes_in_memory);
 }

@@ -4,6 +4,7 @@
 
 #[path = "../support/contract.rs"]
 mod contract;
+#[path = "../support/namespace.rs"]
 mod namespace;
 mod traffic;
 mod witness;
