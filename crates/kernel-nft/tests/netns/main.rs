@@ -9,6 +9,7 @@ mod layout;
 mod load;
 mod marks;
 mod namespace;
+mod packets;
 #[path = "../support/random.rs"]
 mod random;
 #[path = "../support/service.rs"]

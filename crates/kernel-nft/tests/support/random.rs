@@ -174,8 +174,8 @@ impl Random {
                 let mask = *self.pick(&[0x00ff_0000, 0xff00, 0xff00_0000, 1, u32::MAX]);
                 rule.mark_equals(mask, (self.next() as u32) & mask)
             }
-            14 => rule.input_interface(self.pick(&["eth0", "kube-dummy-if", "br*"])),
-            15 => rule.output_interface(self.pick(&["eth0", "kube-bridge"])),
+            14 => rule.input_interface(self.pick::<&str>(&["eth0", "kube-dummy-if", "br*"])),
+            15 => rule.output_interface(self.pick::<&str>(&["eth0", "kube-bridge"])),
             16 => rule.ct_status(match self.below(3) {
                 0 => &[CtStatus::Dnat],
                 1 => &[CtStatus::Snat, CtStatus::Dnat],
