@@ -108,6 +108,54 @@ impl Monitor {
     }
 }
 
+impl Monitor {
+    /// Calls `changed` for each change by others, on a thread of its own, for as long as the process lives. After
+    /// each there is a pause: two programs that each want the table otherwise shall not take the whole machine.
+    ///
+    /// What cannot be watched is logged; whoever relies on it has to look now and then anyway.
+    pub fn spawn(
+        family: Family,
+        table: &'static str,
+        ignored: &[u32],
+        pause: Duration,
+        changed: impl Fn() + Send + 'static,
+    ) {
+        let ignored = ignored.to_vec();
+        let watch = move || {
+            let mut monitor = match Self::open(family, table, &ignored) {
+                Ok(monitor) => monitor,
+                Err(error) => {
+                    tracing::error!(table, error = %error, "changes of the table by others are noticed only by the periodic audit");
+                    return;
+                }
+            };
+            loop {
+                match monitor.wait(None) {
+                    Ok(Some(change)) => {
+                        tracing::info!(
+                            table,
+                            pid = change.pid,
+                            process = change.process,
+                            "the nftables table was changed by another process"
+                        );
+                        changed();
+                        std::thread::sleep(pause);
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(table, error = %error, "watching the nftables table failed; reading it again");
+                        changed();
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("nft-monitor".into()).spawn(watch) {
+            tracing::error!(table, error = %error, "no thread to watch the nftables table; only the periodic audit does");
+        }
+    }
+}
+
 impl Watch {
     fn see(&mut self, message: &crate::wire::Message<'_>) -> Option<Change> {
         if self.ignored.contains(&message.portid) {

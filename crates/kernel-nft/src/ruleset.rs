@@ -287,6 +287,24 @@ pub enum Op {
 }
 
 impl Op {
+    /// A word for what it does, and to how many things: for metrics.
+    pub fn word(&self) -> (&'static str, usize) {
+        match self {
+            Self::AddTable(_) => ("add_table", 1),
+            Self::DeleteTable => ("delete_table", 1),
+            Self::AddCounter(..) => ("add_counter", 1),
+            Self::DeleteCounter(_) => ("delete_counter", 1),
+            Self::AddSet(..) => ("add_set", 1),
+            Self::DeleteSet(_) => ("delete_set", 1),
+            Self::AddElements(_, elements) => ("add_element", elements.len()),
+            Self::DeleteElements(_, elements) => ("delete_element", elements.len()),
+            Self::AddChain(..) => ("add_chain", 1),
+            Self::DeleteChain(_) => ("delete_chain", 1),
+            Self::FlushChain(_) => ("flush_chain", 1),
+            Self::AddRule(..) => ("add_rule", 1),
+        }
+    }
+
     /// True for a change of no elements: there is nothing to be sent.
     pub fn is_nothing(&self) -> bool {
         match self {

@@ -133,24 +133,34 @@ impl Reader {
                 self.load(*dreg, Slot::new(words, Kind::Unknown, MAPPED));
             }
             Expr::CtTuple { key, direction, dreg } => self.load(*dreg, tuple(*key, *direction)),
+            Expr::MetaSet { key, sreg } => self.assign(meta(*key), *sreg),
+            Expr::CtSet { key, sreg } => self.assign(ct(*key), *sreg),
+            _ => {
+                let words = self.statement(expression);
+                self.act(words);
+            }
+        }
+        tail
+    }
+
+    /// The words of what acts, with its operands.
+    fn statement(&self, expression: &Expr) -> String {
+        match expression {
             Expr::Nat { kind, version, address, port, flags } => {
                 let address = self.operand(*address, version.data_type());
                 let port = port.and_then(|port| self.operand(port, DataType::InetService));
-                self.act(translation::nat(*kind, *version, address, port, *flags));
+                translation::nat(*kind, *version, address, port, *flags)
             }
             Expr::Redirect { port, flags } => {
                 let port = port.and_then(|port| self.operand(port, DataType::InetService));
-                self.act(translation::redirect(port, *flags));
+                translation::redirect(port, *flags)
             }
             Expr::TcpOptionSet { option, offset, len, sreg } => {
                 let size = self.operand(*sreg, DataType::InetService);
-                self.act(translation::tcp_option_set(*option, *offset, *len, size));
+                translation::tcp_option_set(*option, *offset, *len, size)
             }
-            Expr::MetaSet { key, sreg } => self.assign(meta(*key), *sreg),
-            Expr::CtSet { key, sreg } => self.assign(ct(*key), *sreg),
-            _ => self.act(statement(expression)),
+            _ => statement(expression),
         }
-        tail
     }
 
     /// A statement. nft does not look back over anything that acts, for what is implied.

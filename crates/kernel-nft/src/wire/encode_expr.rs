@@ -85,26 +85,31 @@ fn attributes(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str
             value(writer, RANGE_TO_DATA, to);
         }
         Expr::Bitwise { sreg, dreg, mask, xor } => bitwise(writer, *sreg, *dreg, mask, xor)?,
-        Expr::Lookup { set, sreg, verdict_map, negate } => {
-            writer.text(LOOKUP_SET, set);
-            writer.number(LOOKUP_SREG, register(*sreg)?);
-            if *verdict_map {
-                writer.number(LOOKUP_DREG, NFT_REG_VERDICT);
-            }
-            if *negate {
-                writer.number(LOOKUP_FLAGS, LOOKUP_F_INV);
-            }
-        }
-        Expr::Map { set, sreg, dreg } => {
-            writer.text(LOOKUP_SET, set);
-            writer.number(LOOKUP_SREG, register(*sreg)?);
-            writer.number(LOOKUP_DREG, register(*dreg)?);
-        }
+        Expr::Lookup { .. } | Expr::Map { .. } => lookup(writer, expression)?,
         Expr::Immediate { dreg, data } => {
             writer.number(IMMEDIATE_DREG, register(*dreg)?);
             value(writer, IMMEDIATE_DATA, data);
         }
         _ => statement(writer, expression)?,
+    }
+    Ok(())
+}
+
+fn lookup(writer: &mut Writer, expression: &Expr) -> Result<(), &'static str> {
+    let (set, sreg, dreg, negate) = match expression {
+        Expr::Lookup { set, sreg, verdict_map, negate } => {
+            (set, sreg, verdict_map.then_some(NFT_REG_VERDICT), *negate)
+        }
+        Expr::Map { set, sreg, dreg } => (set, sreg, Some(register(*dreg)?), false),
+        _ => return Err("an expression that is no lookup"),
+    };
+    writer.text(LOOKUP_SET, set);
+    writer.number(LOOKUP_SREG, register(*sreg)?);
+    if let Some(dreg) = dreg {
+        writer.number(LOOKUP_DREG, dreg);
+    }
+    if negate {
+        writer.number(LOOKUP_FLAGS, LOOKUP_F_INV);
     }
     Ok(())
 }

@@ -150,6 +150,13 @@ fn a_stranger_in_our_table_is_seen_and_removed() {
             add set inet npc counted { type ipv4_addr; counter; elements = { 10.0.0.1 }; }
             add chain inet npc closed { type filter hook input priority 0; policy drop; }
             add chain inet npc extra
+            add rule inet npc extra snat ip to 10.0.0.1-10.0.0.9
+            add rule inet npc extra meta l4proto tcp dnat ip to 10.0.0.1:80-90
+            add rule inet npc extra meta l4proto tcp masquerade to :1000-2000
+            add rule inet npc extra meta l4proto tcp redirect to :80-90
+            add rule inet npc extra snat ip prefix to ip saddr map { 10.1.0.0/16 : 10.2.0.0/16 }
+            add rule inet npc extra ct original protocol tcp accept
+            add rule inet npc extra tcp option maxseg size 1-1000 accept
             add rule inet npc extra ip saddr { 10.0.0.1, 10.0.0.2 } tcp dport != 80 limit rate 1/second masquerade
             insert rule inet npc ok ip saddr @timed ct mark set 0x1 accept
             add element inet npc p4_f1a2 { 10.9.9.9 }
@@ -161,7 +168,11 @@ fn a_stranger_in_our_table_is_seen_and_removed() {
         }
         assert_eq!(have.chains["closed"].base.unwrap().kind, ChainType::Foreign);
         let foreign = |rule: &Rule| rule.expressions.iter().any(|e| matches!(e, Expr::Other { .. }));
-        assert!(have.chains["extra"].rules.iter().any(foreign));
+        let extra = &have.chains["extra"].rules;
+        assert_eq!(extra.len(), 8);
+        for (number, rule) in extra.iter().enumerate() {
+            assert!(foreign(rule), "rule {number} of the stranger looks like one of ours: {rule:?}");
+        }
         commit(&mut socket, "npc", &diff(&want, &have));
         assert_eq!(observe(&mut socket, "npc"), want);
     });
