@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use common_informer::object::{Family, FullService, ObjectKey, Str};
+use common_informer::object::{Family, FullService, ObjectKey, Str, Uid};
 
 use super::book::Book;
 use super::{Addresses, Keys};
@@ -61,6 +61,7 @@ pub struct Update {
 /// A Service of ours.
 #[derive(Clone, Debug)]
 struct Entry {
+    uid: Option<Uid>,
     claim: Arc<Claim>,
     held: Addresses,
     problems: Vec<Problem>,
@@ -89,6 +90,8 @@ struct Work {
     judged: BTreeMap<Rank, Addresses>,
     /// Something may be had now that could not be had before.
     opened: bool,
+    /// Something may no longer be had.
+    took: bool,
 }
 
 impl Planner {
@@ -130,7 +133,7 @@ impl Planner {
     fn take(&mut self, world: &World, key: &ObjectKey, work: &mut Work) {
         work.update.changed.insert(key.clone());
         self.others.remove(key);
-        let before = self.entries.remove(key);
+        let mut before = self.entries.remove(key);
         if let Some(entry) = &before {
             self.waiting.remove(&place(&entry.claim));
             for ip in &entry.held {
@@ -139,15 +142,22 @@ impl Planner {
         }
         let service = world.service(key);
         self.look(key, service, before.as_ref(), work);
-        let was = before.as_ref().map(|entry| entry.held.clone()).unwrap_or_default();
-        let ours =
-            service.and_then(|service| Some((service, ownership(service, self.config.default_class)?)));
-        let Some((service, ownership)) = ours else {
-            work.opened |= !was.is_empty();
+        // Another Service of the same name has no right to what the first one had.
+        if let Some(gone) = before.take_if(|entry| service.is_some_and(|service| service.uid != entry.uid)) {
+            work.opened |= !gone.held.is_empty();
+        }
+        let Some((service, ownership)) =
+            service.and_then(|service| Some((service, ownership(service, self.config.default_class)?)))
+        else {
+            work.opened |= before.is_some_and(|entry| !entry.held.is_empty());
             return;
         };
-        let was = if was.is_empty() { self.adopted(service) } else { was };
-        if was.is_empty()
+        let was = match &before {
+            Some(entry) => entry.held.clone(),
+            None => self.adopted(service),
+        };
+        if before.is_none()
+            && was.is_empty()
             && ownership == Ownership::Assumed
             && let Some(ip) = shown(service).next()
         {
@@ -159,7 +169,10 @@ impl Planner {
         let share_before = before.as_ref().and_then(|entry| entry.claim.share.as_ref());
         work.opened |= claim.share.is_some() && share_before != claim.share.as_ref();
         work.judged.insert(claim.rank.clone(), was);
-        self.entries.insert(key.clone(), Entry { claim, held: Addresses::new(), problems: Vec::new() });
+        self.entries.insert(
+            key.clone(),
+            Entry { uid: service.uid, claim, held: Addresses::new(), problems: Vec::new() },
+        );
     }
 
     /// Notes which addresses of pools a Service shows.
@@ -236,6 +249,7 @@ impl Planner {
                 None => {
                     self.book.hold(*ip, &rank.key, group(&claim));
                     held.push(*ip);
+                    work.took = true;
                 }
                 Some(keeper) => {
                     let keeper = keeper.clone();
@@ -275,6 +289,15 @@ impl Planner {
             let again = std::mem::take(&mut work.opened);
             round = if again { self.waiting.iter().cloned().collect() } else { Vec::new() };
         }
+        // Who needs two addresses at once may lack more of them now; it is not served, only told.
+        if work.took {
+            let needs_both = |(_, rank): &&(bool, Rank)| {
+                self.entries.get(&rank.key).is_some_and(|entry| entry.claim.all_or_nothing)
+            };
+            for (_, rank) in self.waiting.iter().filter(needs_both).cloned().collect::<Vec<_>>() {
+                self.serve_one(world, &rank.key, work);
+            }
+        }
     }
 
     fn serve_one(&mut self, world: &World, key: &ObjectKey, work: &mut Work) {
@@ -307,6 +330,7 @@ impl Planner {
         for ip in next.iter().filter(|ip| !held.contains(ip)) {
             self.book.hold(*ip, key, group(&claim));
             work.opened |= claim.share.is_some();
+            work.took = true;
         }
         if is_satisfied(&claim, &next) {
             self.waiting.remove(&place(&claim));

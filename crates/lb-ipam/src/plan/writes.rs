@@ -44,34 +44,73 @@ impl StatusChange {
     }
 }
 
-/// What must be written so that the status of a Service is as planned.
-pub fn write_for(world: &World, planner: &Planner, key: &ObjectKey) -> Option<Write> {
-    let service = world.service(key)?;
-    let change = match planner.addresses(key) {
-        Some(wanted) => of_ours(service, wanted, planner)?,
-        None => of_another(service, planner)?,
-    };
-    Some(Write { key: key.clone(), uid: service.uid, change })
+/// What is to be done about the status of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing: it is as planned.
+    Nothing,
+    /// Nothing yet: an address is still in the status of another Service, from which it will go.
+    Wait,
+    /// This.
+    Write(Write),
 }
 
-fn of_ours(service: &FullService, wanted: &[IpAddr], planner: &Planner) -> Option<StatusChange> {
+/// What must be done so that the status of a Service is as planned.
+pub fn next_for(world: &World, planner: &Planner, key: &ObjectKey) -> Next {
+    let Some(service) = world.service(key) else { return Next::Nothing };
+    let write = |change| Next::Write(Write { key: key.clone(), uid: service.uid, change });
+    let Some(planned) = planner.addresses(key) else {
+        return of_another(service, planner).map_or(Next::Nothing, write);
+    };
     let shown: Addresses = shown(service).collect();
+    let clear = |ip: &&IpAddr| shown.contains(ip) || !is_leaving_another(world, planner, key, **ip);
+    let wanted: Addresses = planned.iter().filter(clear).copied().collect();
+    match of_ours(service, &shown, &wanted, planner) {
+        Some(change) => write(change),
+        None if wanted.len() < planned.len() => Next::Wait,
+        None => Next::Nothing,
+    }
+}
+
+/// Whether another Service that may not have `ip` still shows it, and a write is due that ends this.
+fn is_leaving_another(world: &World, planner: &Planner, key: &ObjectKey, ip: IpAddr) -> bool {
+    planner.book().shown_by(ip).iter().filter(|other| *other != key).any(|other| {
+        let Some(service) = world.service(other) else { return false };
+        // External IPs are not ours to take away.
+        shown(service).any(|shown| shown == ip)
+            && match planner.addresses(other) {
+                Some(theirs) => !theirs.contains(&ip),
+                None => service.settings.service_type != ServiceType::LoadBalancer,
+            }
+    })
+}
+
+fn of_ours(
+    service: &FullService,
+    shown: &[IpAddr],
+    wanted: &[IpAddr],
+    planner: &Planner,
+) -> Option<StatusChange> {
     // The order of addresses means nothing to anybody.
     if shown.len() == wanted.len() && wanted.iter().all(|ip| shown.contains(ip)) {
         return None;
     }
     let config = planner.config();
     let certain = ownership(service, config.default_class) == Some(Ownership::Certain);
-    let all_of_pools = !shown.is_empty() && shown.iter().all(|ip| config.pools.of(*ip).is_some());
-    Some(StatusChange::Show { ips: wanted.into(), force: certain || all_of_pools })
+    let in_pool = |ip: &IpAddr| config.pools.of(*ip).is_some();
+    if wanted.is_empty() && !certain && !shown.iter().any(in_pool) {
+        // Somebody else serves it while we have nothing for it.
+        return None;
+    }
+    let force = certain || (!shown.is_empty() && shown.iter().all(in_pool));
+    Some(StatusChange::Show { ips: wanted.into(), force })
 }
 
 /// Gives up what is shown of our pools by Services that are not ours.
 fn of_another(service: &FullService, planner: &Planner) -> Option<StatusChange> {
     let config = planner.config();
-    if ownership(service, config.default_class).is_some()
-        || shown(service).all(|ip| config.pools.of(ip).is_none())
-    {
+    let in_pool = |ip: IpAddr| config.pools.of(ip).is_some();
+    if ownership(service, config.default_class).is_some() || !shown(service).any(in_pool) {
         return None;
     }
     Some(match service.settings.service_type {

@@ -8,6 +8,7 @@ use common_informer::manifests::document;
 use common_informer::object::{Change, Kind, ObjectKey, ObjectRef};
 use lb_ipam::model::pool::{Pool, Pools};
 use lb_ipam::model::world::{Touched, World};
+use lb_ipam::plan::writes::{Next, StatusChange, next_for};
 use lb_ipam::plan::{PlanConfig, Planner, Update};
 
 pub(crate) fn changes(yaml: &str) -> Vec<Change> {
@@ -59,13 +60,8 @@ impl Rig {
             let keys: Vec<ObjectKey> = self.world.services().map(|service| service.key.clone()).collect();
             let mut touched = Touched::new();
             for key in keys {
-                let Some(write) = lb_ipam::plan::writes::write_for(&self.world, &self.planner, &key) else {
-                    continue;
-                };
-                let ips = match write.change {
-                    lb_ipam::plan::writes::StatusChange::Show { ips, .. } => ips,
-                    lb_ipam::plan::writes::StatusChange::Withdraw => continue,
-                };
+                let Next::Write(write) = next_for(&self.world, &self.planner, &key) else { continue };
+                let StatusChange::Show { ips, .. } = write.change else { continue };
                 self.world.note_status(&key, write.uid, &ips, &mut touched);
             }
             if touched.is_empty() {
