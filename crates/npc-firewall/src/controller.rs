@@ -488,20 +488,7 @@ struct Report {
 impl Report {
     fn count(&mut self, ops: &[Op]) {
         for op in ops {
-            let (word, count) = match op {
-                Op::AddTable(_) => ("add_table", 1),
-                Op::DeleteTable => ("delete_table", 1),
-                Op::AddCounter(..) => ("add_counter", 1),
-                Op::DeleteCounter(_) => ("delete_counter", 1),
-                Op::AddSet(..) => ("add_set", 1),
-                Op::DeleteSet(_) => ("delete_set", 1),
-                Op::AddElements(_, elements) => ("add_element", elements.len()),
-                Op::DeleteElements(_, elements) => ("delete_element", elements.len()),
-                Op::AddChain(..) => ("add_chain", 1),
-                Op::DeleteChain(_) => ("delete_chain", 1),
-                Op::FlushChain(_) => ("flush_chain", 1),
-                Op::AddRule(..) => ("add_rule", 1),
-            };
+            let (word, count) = op.word();
             *self.ops.entry(word).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
         }
     }

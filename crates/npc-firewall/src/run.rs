@@ -151,38 +151,7 @@ fn source(common: &CommonArgs) -> Source {
 
 /// Tells the loop of changes of the table by others, for as long as the process lives.
 fn watch_table(waker: Waker, own_port: u32) {
-    let watch = move || {
-        let mut monitor = match Monitor::open(Family::Inet, owned::TABLE, &[own_port]) {
-            Ok(monitor) => monitor,
-            Err(error) => {
-                tracing::error!(error = %error, "changes of the table by others are noticed only by the periodic audit");
-                return;
-            }
-        };
-        loop {
-            match monitor.wait(None) {
-                Ok(Some(change)) => {
-                    tracing::info!(
-                        pid = change.pid,
-                        process = change.process,
-                        "the nftables table was changed by another process"
-                    );
-                    waker.wake(Cause::Kernel);
-                    // Two programs that each want the table otherwise shall not take the whole node.
-                    std::thread::sleep(PAUSE);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(error = %error, "watching the nftables table failed; reading it again");
-                    waker.wake(Cause::Kernel);
-                    std::thread::sleep(Duration::from_secs(1));
-                }
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("nft-monitor".into()).spawn(watch) {
-        tracing::error!(error = %error, "no thread to watch the nftables table; only the periodic audit does");
-    }
+    Monitor::spawn(Family::Inet, owned::TABLE, &[own_port], PAUSE, move || waker.wake(Cause::Kernel));
 }
 
 fn open_nftables() -> anyhow::Result<Socket> {

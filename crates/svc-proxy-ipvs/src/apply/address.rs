@@ -1,0 +1,188 @@
+//! Virtual addresses: routes in the table `local`, by which packets to them are this node's though no device has
+//! the address ("AnyIP"). So no packet of the node has one as its source by chance, none is announced by accident,
+//! and no IPv6 address has to be probed for duplicates.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use common_informer::object::Family;
+use ipnet::IpNet;
+use kernel_netlink::route::{
+    Command, CommitError, Link, LinkChange, LinkIndex, LinkName, NewLink, NewLinkKind, Route, RouteFilter,
+    RouteProtocol, Rtnetlink, Table,
+};
+
+use crate::error::Error;
+use crate::model::addresses::{Addresses, LocalAddress};
+use crate::owned;
+
+/// The routes of virtual addresses in the kernel.
+#[derive(Debug)]
+pub struct VirtualAddresses<R> {
+    netlink: R,
+    device: Option<LinkIndex>,
+    held: BTreeMap<IpAddr, Route>,
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(what: &'static str) -> impl FnOnce(E) -> Error {
+    move |source| Error::Route { what, source: Box::new(source) }
+}
+
+impl<R: Rtnetlink> VirtualAddresses<R> {
+    /// Nothing is known yet.
+    pub fn new(netlink: R) -> Self {
+        Self { netlink, device: None, held: BTreeMap::new() }
+    }
+
+    /// The node's own addresses.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn local(&mut self) -> Result<Vec<LocalAddress>, Error> {
+        let links = self.netlink.observe_links().map_err(failed("reading the node's devices"))?;
+        let names: BTreeMap<LinkIndex, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let addresses = self.netlink.observe_addresses().map_err(failed("reading the node's addresses"))?;
+        let known = addresses.iter().filter_map(|address| {
+            let device = names.get(&address.link)?.name.as_str();
+            // kube-router puts virtual addresses there; they are no addresses of the node.
+            (device != owned::DEVICE)
+                .then(|| LocalAddress { ip: address.address.addr(), device: device.to_owned() })
+        });
+        Ok(known.collect())
+    }
+
+    /// Makes the device if it is missing and sets it up.
+    fn ensure_device(&mut self) -> Result<LinkIndex, Error> {
+        let what = "making the device kube-dummy-if (module dummy)";
+        let Some(name) = LinkName::new(owned::DEVICE) else { return Ok(LinkIndex(0)) };
+        for _ in 0..2 {
+            match self.netlink.observe_link(&name).map_err(failed(what))? {
+                Some(link) if link.up => return Ok(link.index),
+                Some(link) => {
+                    let change = LinkChange { up: Some(true), ..LinkChange::default() };
+                    self.netlink.commit(&[Command::SetLink(link.index, change)]).map_err(failed(what))?;
+                }
+                None => {
+                    let link = NewLink { up: true, ..NewLink::new(name.clone(), NewLinkKind::Dummy) };
+                    self.netlink.commit(&[Command::AddLink(link)]).map_err(failed(what))?;
+                }
+            }
+        }
+        let link = self.netlink.observe_link(&name).map_err(failed(what))?;
+        link.map(|link| link.index)
+            .ok_or_else(|| Error::Route { what, source: "it is removed as soon as it is made".into() })
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn observe(&mut self) -> Result<&BTreeMap<IpAddr, Route>, Error> {
+        let filter = RouteFilter {
+            table: Some(Table::LOCAL),
+            protocol: Some(RouteProtocol(owned::ROUTE_PROTOCOL)),
+            ..RouteFilter::default()
+        };
+        let routes =
+            self.netlink.observe_routes(&filter).map_err(failed("reading routes of virtual addresses"))?;
+        self.held = routes.into_iter().map(|route| (route.destination.addr(), route)).collect();
+        self.device = None;
+        Ok(&self.held)
+    }
+
+    /// The addresses that are this node's by our routes, as far as is known.
+    pub fn held(&self) -> impl Iterator<Item = IpAddr> {
+        self.held.keys().copied()
+    }
+
+    /// How many routes there are, as far as is known.
+    pub fn count(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Makes routes as they should be.
+    ///
+    /// # Errors
+    /// When not all are there; the others are.
+    pub fn add(
+        &mut self,
+        ips: impl IntoIterator<Item = IpAddr>,
+        addresses: &Addresses,
+    ) -> Result<usize, Error> {
+        let mut ips = ips.into_iter().peekable();
+        if ips.peek().is_none() {
+            return Ok(0);
+        }
+        let device = match self.device {
+            Some(device) => device,
+            None => self.ensure_device()?,
+        };
+        self.device = Some(device);
+        let routes: Vec<_> =
+            ips.map(|ip| route(ip, device, addresses)).filter(|route| !self.has(route)).collect();
+        let commands: Vec<_> = routes.iter().cloned().map(Command::ReplaceRoute).collect();
+        self.commit(&commands, "adding routes of virtual addresses")?;
+        Ok(commands.len())
+    }
+
+    fn has(&self, route: &Route) -> bool {
+        self.held.get(&route.destination.addr()) == Some(&route.clone().as_stored())
+    }
+
+    /// Removes routes.
+    ///
+    /// # Errors
+    /// When not all are gone; the others are.
+    pub fn remove(&mut self, ips: impl IntoIterator<Item = IpAddr>) -> Result<usize, Error> {
+        let commands: Vec<_> =
+            ips.into_iter().filter_map(|ip| self.held.get(&ip)).cloned().map(Command::DeleteRoute).collect();
+        self.commit(&commands, "removing routes of virtual addresses")?;
+        Ok(commands.len())
+    }
+
+    /// Carries out commands for routes and keeps what was done in mind.
+    fn commit(&mut self, commands: &[Command], what: &'static str) -> Result<(), Error> {
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let result = self.netlink.commit(commands);
+        let refused: Vec<_> = match &result {
+            Ok(()) => Vec::new(),
+            Err(CommitError::Refused(refusals)) => refusals.iter().map(|refusal| refusal.command).collect(),
+            Err(_) => (0..commands.len()).collect(),
+        };
+        for (number, command) in commands.iter().enumerate() {
+            match command {
+                Command::DeleteRoute(route) => {
+                    self.held.remove(&route.destination.addr());
+                }
+                Command::ReplaceRoute(route) if !refused.contains(&number) => {
+                    self.held.insert(route.destination.addr(), route.clone().as_stored());
+                }
+                _ => {}
+            }
+        }
+        result.map_err(failed(what))
+    }
+
+    /// Removes the device, with all its routes.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub fn remove_device(&mut self) -> Result<bool, Error> {
+        let what = "removing the device kube-dummy-if";
+        let Some(name) = LinkName::new(owned::DEVICE) else { return Ok(false) };
+        let Some(link) = self.netlink.observe_link(&name).map_err(failed(what))? else { return Ok(false) };
+        self.netlink.commit(&[Command::DeleteLink(link.index)]).map_err(failed(what))?;
+        Ok(true)
+    }
+}
+
+fn route(ip: IpAddr, device: LinkIndex, addresses: &Addresses) -> Route {
+    Route {
+        protocol: RouteProtocol(owned::ROUTE_PROTOCOL),
+        // KERNEL: without, IPv4 packets of the node to a virtual address come from that address.
+        preferred_source: addresses.source(Family::of(ip)),
+        ..Route::local(IpNet::from(ip), device)
+    }
+}

@@ -1,0 +1,773 @@
+//! The loop's body: takes changes, plans, commits, and looks after what it committed.
+//!
+//! ```text
+//!  receive: changes ──► World ──► touched
+//!  sync:    touched ──► Planner ──► 1 table ─► 2 virtual services ─► 3 addresses ─► 4 what is removed
+//!           observe ──► the same, from what is really there (at start, after a failure, each period, when
+//!                       somebody touched the table or an address)
+//! ```
+//!
+//! ORDER: the table first, or ports of the node would be open on a new address and sources unchanged; addresses
+//! after the services behind them, or connection tracking would keep flows that went elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use common_informer::object::{Batch, Kind, ObjectRef};
+use common_informer::problem::{Complaint, Problems};
+use kernel_netlink::ipvs::{
+    self, Command, CommitError, Ipvs, Protocol, Refusal, ServiceKey, ServiceState, Timeouts,
+};
+use kernel_netlink::route::Rtnetlink;
+use kernel_netlink::sysctl::{Name as SysctlName, State as SysctlState, Sysctls};
+use kernel_nft::{Family, Keeper, Nftables, Op, Ownership, TableFlags};
+use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
+use serde::Serialize;
+
+use crate::apply::Connections;
+use crate::apply::address::VirtualAddresses;
+use crate::apply::health::Health;
+use crate::args::Config;
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::model::addresses::{Addresses, LocalAddress};
+use crate::model::problem::{Problem, Reason};
+use crate::model::world::{Touched, World};
+use crate::owned;
+use crate::plan::rules;
+use crate::plan::steps::{Held, end_drains, steps};
+use crate::plan::{Planner, Update};
+
+/// How often something is tried in one sync before it is given up until the next.
+const ATTEMPTS: usize = 3;
+/// Between two looks at the connections of what is drained.
+const DRAIN_POLL: Duration = Duration::from_secs(2);
+
+/// Watches the kernel for changes by others. Called at most once, when the table is not owned by this process.
+pub type Watch = Box<dyn FnOnce(Waker) + Send>;
+
+/// What the proxy needs of its surroundings.
+pub struct Surroundings<V, R, N> {
+    /// IPVS.
+    pub ipvs: V,
+    /// Addresses and routes.
+    pub netlink: R,
+    /// The kernel's tables.
+    pub nft: N,
+    /// Connection tracking.
+    pub connections: Box<dyn Connections + Send>,
+    /// Health check ports; `None` opens none.
+    pub health: Option<Health>,
+    /// Sysctls; `None` leaves them alone.
+    pub sysctls: Option<Sysctls>,
+    /// Starts a watch of the table.
+    pub watch: Option<(Watch, Waker)>,
+    /// Metrics to keep, with the gauges that every daemon has.
+    pub metrics: Option<(Metrics, node_runtime::metrics::CommonMetrics)>,
+    /// Where objects come from, for `/state`.
+    pub informer: Option<common_informer::Status>,
+}
+
+/// The service proxy of one node.
+pub struct Proxy<V, R, N> {
+    config: Config,
+    flags: TableFlags,
+    world: World,
+    touched: Touched,
+    planner: Planner,
+    ipvs: V,
+    vips: VirtualAddresses<R>,
+    table: Keeper<N>,
+    rest: Rest,
+    synced: bool,
+    /// The last sync left nothing undone.
+    in_step: bool,
+    table_in_step: bool,
+    adopted: bool,
+    local: Vec<LocalAddress>,
+    held: HashMap<ServiceKey, Held>,
+    /// Virtual services that may not be as they are wanted.
+    pending: BTreeSet<ServiceKey>,
+    draining: BTreeSet<ServiceKey>,
+    next_drain_check: Option<Instant>,
+    /// What the kernel refused, and why.
+    refused: BTreeMap<ServiceKey, String>,
+    repairs: u64,
+    problems: Problems<Problem>,
+    sysctls: Vec<(&'static str, SysctlState)>,
+}
+
+struct Rest {
+    connections: Box<dyn Connections + Send>,
+    health: Option<Health>,
+    sysctls: Option<Sysctls>,
+    watch: Option<(Watch, Waker)>,
+    metrics: Option<(Metrics, node_runtime::metrics::CommonMetrics)>,
+    informer: Option<common_informer::Status>,
+}
+
+impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
+    /// A proxy that has touched nothing yet. `flags` are those of a table that it makes; one that exists keeps
+    /// its own, since the kernel does not let them change.
+    pub fn new(node: &str, config: Config, flags: TableFlags, surroundings: Surroundings<V, R, N>) -> Self {
+        let Surroundings { ipvs, netlink, nft, connections, health, sysctls, watch, metrics, informer } =
+            surroundings;
+        Self {
+            world: World::new(
+                node.into(),
+                config.proxy_name.clone(),
+                config.admission.clone(),
+                config.pod_cidrs.clone(),
+            ),
+            touched: Touched::default(),
+            planner: Planner::new(config.plan.clone(), flags),
+            config,
+            flags,
+            ipvs,
+            vips: VirtualAddresses::new(netlink),
+            table: Keeper::new(nft, Family::Inet, owned::TABLE),
+            rest: Rest { connections, health, sysctls, watch, metrics, informer },
+            synced: false,
+            in_step: false,
+            table_in_step: false,
+            adopted: false,
+            local: Vec::new(),
+            held: HashMap::new(),
+            pending: BTreeSet::new(),
+            draining: BTreeSet::new(),
+            next_drain_check: None,
+            refused: BTreeMap::new(),
+            repairs: 0,
+            problems: Problems::default(),
+            sysctls: Vec::new(),
+        }
+    }
+
+    /// The planner, for those who only want to look.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    fn plan(&mut self) -> Update {
+        let node = self.world.node_addresses();
+        let addresses = Addresses::of(&self.config.plan.node_ports, &self.local, node);
+        let update = self.planner.update(&self.world, &addresses, &std::mem::take(&mut self.touched));
+        self.pending.extend(&update.services);
+        update
+    }
+
+    /// What would change in the kernel now.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub fn difference(&mut self, now: Instant) -> Result<Difference, Error> {
+        self.local = self.vips.local()?;
+        self.plan();
+        let found = self.table.read()?;
+        if let Some(observed) = &found.observed {
+            self.planner.set_flags(observed.ruleset.table.flags);
+        }
+        let record = found.observed.iter().flat_map(|observed| rules::fronts(&observed.ruleset));
+        let record = record.map(|front| front.service_key()).collect();
+        self.vips.observe()?;
+        self.observe_services(&record)?;
+        let mut commands = Vec::new();
+        for key in &self.pending {
+            let steps = steps(self.planner.virtual_service(key), self.held.get(key), self.config.drain, now);
+            commands.extend(steps.commands);
+            commands.extend(steps.removals);
+        }
+        let wanted: BTreeSet<_> = self.planner.vips().collect();
+        let held: BTreeSet<_> = self.vips.held().collect();
+        Ok(Difference {
+            table: found.steps_to(self.planner.ruleset()),
+            commands,
+            new_addresses: wanted.difference(&held).copied().collect(),
+            gone_addresses: held.difference(&wanted).copied().collect(),
+        })
+    }
+
+    fn reconcile(&mut self, cause: Cause, now: Instant, report: &mut Report) -> Result<(), Error> {
+        let observe = cause.must_observe() || !self.in_step;
+        self.in_step = false;
+        if observe {
+            self.ensure_sysctls();
+            self.local = self.vips.local()?;
+        }
+        let update = self.plan();
+        let mut failures = Failures::default();
+        let record = match self.keep_table(&update.table, observe, report) {
+            Ok(record) => record,
+            Err(error) => {
+                failures.note(error);
+                BTreeSet::new()
+            }
+        };
+        let (new, gone) = if observe {
+            self.vips.observe()?;
+            self.observe_services(&record)?;
+            self.ensure_timeouts(report)?;
+            let wanted: BTreeSet<IpAddr> = self.planner.vips().collect();
+            let gone = self.vips.held().filter(|ip| !wanted.contains(ip)).collect();
+            (wanted.into_iter().collect(), gone)
+        } else {
+            (update.vips.new, update.vips.gone)
+        };
+        let removals = self.commit_services(now, report, &mut failures);
+        match self.vips.add(new, self.planner.addresses()) {
+            Ok(count) => report.add("add_route", count),
+            Err(error) => failures.note(error),
+        }
+        match self.vips.remove(gone) {
+            Ok(count) => report.add("delete_route", count),
+            Err(error) => failures.note(error),
+        }
+        self.remove_services(&removals, report, &mut failures);
+        self.look_after_drains(now, report, &mut failures);
+        if let Some(health) = &mut self.rest.health {
+            health.set(self.planner.health());
+        }
+        report.wake_at = self.next_drain_check;
+        failures.outcome()?;
+        self.in_step = true;
+        Ok(())
+    }
+
+    /// Makes the table what it should be. Gives the virtual services that it had a record of when it was read.
+    fn keep_table(
+        &mut self,
+        ops: &[Op],
+        observe: bool,
+        report: &mut Report,
+    ) -> Result<BTreeSet<ServiceKey>, Error> {
+        if self.table_in_step {
+            match self.table.commit(ops, None) {
+                Ok(()) => report.count(ops),
+                Err(error) => {
+                    tracing::warn!(error = %error, "transaction refused; reading the table to mend it");
+                    self.table_in_step = false;
+                }
+            }
+        }
+        if self.table_in_step && !observe {
+            return Ok(BTreeSet::new());
+        }
+        let was_in_step = std::mem::replace(&mut self.table_in_step, false);
+        for attempt in 1.. {
+            let found = self.table.observe()?;
+            let record = found.observed.iter().flat_map(|observed| rules::fronts(&observed.ruleset));
+            let record = record.map(|front| front.service_key()).collect();
+            self.adopt_table(found.observed.as_ref());
+            let ops = found.steps_to(self.planner.ruleset());
+            if was_in_step && attempt == 1 && !ops.is_empty() {
+                self.repairs += 1;
+                tracing::warn!(
+                    steps = ops.len(),
+                    "the nftables table was touched by somebody else; mending it"
+                );
+            }
+            match self.table.commit(&ops, found.observed.map(|observed| observed.generation)) {
+                Ok(()) => {
+                    report.count(&ops);
+                    self.table_in_step = true;
+                    return Ok(record);
+                }
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {}
+                Err(error) => return Err(Error::Commit(error)),
+            }
+        }
+        Err(Error::Unstable)
+    }
+
+    fn adopt_table(&mut self, observed: Option<&kernel_nft::Observed>) {
+        if let Some(observed) = observed
+            && (observed.ownership != Ownership::Orphaned || !self.flags.owner)
+        {
+            // The kernel does not let the flags of a table change.
+            self.planner.set_flags(observed.ruleset.table.flags);
+        }
+        if !std::mem::replace(&mut self.adopted, true)
+            && let Some((watch, waker)) = self.rest.watch.take()
+        {
+            watch(waker);
+        }
+    }
+
+    /// Reads all virtual services that are wanted or ours. `record` are those that our table had.
+    fn observe_services(&mut self, record: &BTreeSet<ServiceKey>) -> Result<(), Error> {
+        let found = self.ipvs.observe_services()?;
+        let mut before = std::mem::take(&mut self.held);
+        for ServiceState { service, .. } in found {
+            let key = service.key;
+            let is_wanted = self.planner.virtual_service(&key).is_some();
+            if is_wanted || before.contains_key(&key) || record.contains(&key) || self.is_ours(&key) {
+                let destinations = self.ipvs.observe_destinations(&key)?;
+                let mut held =
+                    Held::found(service, destinations.into_iter().map(|state| state.destination).collect());
+                if let Some(before) = before.remove(&key) {
+                    held.resume(before);
+                }
+                self.held.insert(key, held);
+            }
+        }
+        self.pending.extend(self.planner.virtuals().keys());
+        self.pending.extend(self.held.keys());
+        Ok(())
+    }
+
+    /// Whether a virtual service can only be ours, by its address.
+    fn is_ours(&self, key: &ServiceKey) -> bool {
+        let ServiceKey::Address { address, port, .. } = key else { return false };
+        let admission = self.world.admission();
+        !admission.is_excluded(*address)
+            && (admission.is_ours(*address)
+                || self.vips.held().any(|ip| ip == *address)
+                || (self.config.node_ports.contains(port) && self.planner.addresses().own.contains(address)))
+    }
+
+    /// Brings the pending virtual services to what is wanted, but for removals of whole services, which it gives.
+    fn commit_services(
+        &mut self,
+        now: Instant,
+        report: &mut Report,
+        failures: &mut Failures,
+    ) -> Vec<Command> {
+        let mut removals = Vec::new();
+        let mut keys: Vec<_> = std::mem::take(&mut self.pending).into_iter().collect();
+        for attempt in 1..=ATTEMPTS {
+            let (mut commands, mut owners, mut after) = (Vec::new(), Vec::new(), Vec::new());
+            for key in keys.drain(..) {
+                let wanted = self.planner.virtual_service(&key);
+                let steps = steps(wanted, self.held.get(&key), self.config.drain, now);
+                owners.extend(steps.commands.iter().map(|_| key));
+                commands.extend(steps.commands);
+                removals.extend(steps.removals);
+                after.push((key, steps.held));
+            }
+            let refusals = match self.commit_ipvs(&commands, report) {
+                Ok(refusals) => refusals,
+                Err(error) => {
+                    self.pending.extend(after.into_iter().map(|(key, _)| key));
+                    failures.note(error);
+                    return removals;
+                }
+            };
+            let failed: BTreeMap<_, _> = refusals
+                .iter()
+                .filter_map(|refusal| Some((*owners.get(refusal.command)?, refusal)))
+                .collect();
+            for (key, held) in after {
+                if failed.contains_key(&key) {
+                    continue;
+                }
+                self.refused.remove(&key);
+                self.set_held(key, held);
+            }
+            self.forget_stale(&commands, failures);
+            for (key, refusal) in failed {
+                self.pending.insert(key);
+                match self.observe_one(key) {
+                    Ok(()) if attempt < ATTEMPTS && refusal.is_retryable() => keys.push(key),
+                    Ok(()) => {
+                        self.refused.insert(key, refusal.to_string());
+                        failures.note(Error::CommitIpvs(CommitError::Refused(vec![refusal.clone()])));
+                    }
+                    Err(error) => failures.note(error),
+                }
+            }
+            if keys.is_empty() {
+                break;
+            }
+            keys.iter().for_each(|key| {
+                self.pending.remove(key);
+            });
+        }
+        removals
+    }
+
+    /// Carries out commands; gives those that were refused.
+    fn commit_ipvs(&mut self, commands: &[Command], report: &mut Report) -> Result<Vec<Refusal>, Error> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let refusals = match self.ipvs.commit(commands) {
+            Ok(()) => Vec::new(),
+            Err(CommitError::Refused(refusals)) => refusals,
+            Err(error) => return Err(Error::CommitIpvs(error)),
+        };
+        report.count_ipvs(commands);
+        Ok(refusals)
+    }
+
+    fn set_held(&mut self, key: ServiceKey, held: Option<Held>) {
+        let drains = held.as_ref().is_some_and(|held| !held.draining.is_empty());
+        if drains {
+            self.draining.insert(key);
+        } else {
+            self.draining.remove(&key);
+        }
+        // One that is not wanted is held until it is removed.
+        if let Some(held) = held {
+            self.held.insert(key, held);
+        }
+    }
+
+    fn observe_one(&mut self, key: ServiceKey) -> Result<(), Error> {
+        let before = self.held.remove(&key);
+        if let Some(state) = self.ipvs.observe_service(&key)? {
+            let destinations = self.ipvs.observe_destinations(&key)?;
+            let mut held =
+                Held::found(state.service, destinations.into_iter().map(|state| state.destination).collect());
+            if let Some(before) = before {
+                held.resume(before);
+            }
+            self.held.insert(key, held);
+        }
+        Ok(())
+    }
+
+    /// Forgets tracked UDP flows that went to an address before it was served: they would go on as they began.
+    fn forget_stale(&mut self, commands: &[Command], failures: &mut Failures) {
+        let new: Vec<_> = commands
+            .iter()
+            .filter_map(|command| match command {
+                Command::AddService(ipvs::Service {
+                    key: ServiceKey::Address { protocol: Protocol::UDP, address, port },
+                    ..
+                }) => Some((*address, *port)),
+                _ => None,
+            })
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        match self.rest.connections.forget(Protocol::UDP, &new) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "stale UDP flows to new Services forgotten"),
+            Err(error) => failures
+                .note(Error::Route { what: "forgetting stale UDP flows (conntrack)", source: error.into() }),
+        }
+    }
+
+    fn remove_services(&mut self, removals: &[Command], report: &mut Report, failures: &mut Failures) {
+        let refusals = match self.commit_ipvs(removals, report) {
+            Ok(refusals) => refusals,
+            Err(error) => return failures.note(error),
+        };
+        for (number, command) in removals.iter().enumerate() {
+            let Command::DeleteService(key) = command else { continue };
+            let refusal = refusals.iter().find(|refusal| refusal.command == number);
+            // One that is gone already is refused as well.
+            if let Some(refusal) = refusal.filter(|refusal| !refusal.is_retryable()) {
+                self.pending.insert(*key);
+                failures.note(Error::CommitIpvs(CommitError::Refused(vec![refusal.clone()])));
+            } else {
+                self.held.remove(key);
+                self.draining.remove(key);
+                self.refused.remove(key);
+            }
+        }
+    }
+
+    /// Removes what has no connections left or no time.
+    fn look_after_drains(&mut self, now: Instant, report: &mut Report, failures: &mut Failures) {
+        if self.draining.is_empty() {
+            self.next_drain_check = None;
+            return;
+        }
+        if self.next_drain_check.is_some_and(|at| now < at) {
+            return;
+        }
+        let is_first = self.next_drain_check.is_none();
+        self.next_drain_check = Some(now + DRAIN_POLL);
+        if is_first {
+            // Connections that have just been made are not seen to be gone.
+            return;
+        }
+        let mut commands = Vec::new();
+        for key in self.draining.clone() {
+            let found = match self.ipvs.observe_destinations(&key) {
+                Ok(found) => found,
+                Err(error) => return failures.note(error.into()),
+            };
+            let Some(held) = self.held.get_mut(&key) else { continue };
+            commands.extend(end_drains(held, &found, now));
+            if held.draining.is_empty() {
+                self.draining.remove(&key);
+            }
+        }
+        match self.commit_ipvs(&commands, report) {
+            // One that is gone already is what is wanted.
+            Ok(refusals) => refusals
+                .into_iter()
+                .filter(|refusal| !refusal.is_retryable())
+                .for_each(|refusal| failures.note(Error::CommitIpvs(CommitError::Refused(vec![refusal])))),
+            Err(error) => failures.note(error),
+        }
+        if self.draining.is_empty() {
+            self.next_drain_check = None;
+        }
+    }
+
+    fn ensure_timeouts(&mut self, report: &mut Report) -> Result<(), Error> {
+        let wanted = self.config.timeouts;
+        if wanted == Timeouts::default() {
+            return Ok(());
+        }
+        let found = self.ipvs.observe_timeouts()?;
+        let is = |wanted: u32, found: u32| wanted == 0 || wanted == found;
+        if is(wanted.tcp, found.tcp) && is(wanted.tcp_fin, found.tcp_fin) && is(wanted.udp, found.udp) {
+            return Ok(());
+        }
+        self.ipvs.commit(&[Command::SetTimeouts(wanted)]).map_err(Error::CommitIpvs)?;
+        report.add("set_timeouts", 1);
+        Ok(())
+    }
+
+    fn ensure_sysctls(&mut self) {
+        let Some(sysctls) = &self.rest.sysctls else { return };
+        let all = owned::SYSCTLS.iter().chain(&owned::BRIDGE_SYSCTLS);
+        let ensured =
+            all.filter_map(|(name, value)| Some((*name, sysctls.ensure(&SysctlName::parse(name)?, value))));
+        self.sysctls = ensured.collect();
+    }
+
+    fn update_problems(&mut self) {
+        let mut problems = self.world.problems();
+        for (object, more) in self.planner.problems() {
+            problems.entry(object).or_default().extend(more);
+        }
+        for (key, why) in &self.refused {
+            if let Some(service) = self.planner.owner(key) {
+                let object = ObjectRef { kind: Kind::Service, key: service.clone() };
+                problems.entry(object).or_default().push(Problem::new(Reason::KernelRefused, why.clone()));
+            }
+        }
+        if let Some(health) = &self.rest.health {
+            for (service, why) in health.failures() {
+                let object = ObjectRef { kind: Kind::Service, key: service };
+                problems.entry(object).or_default().push(Problem::new(Reason::PortInUse, why));
+            }
+        }
+        self.problems.update(problems);
+    }
+
+    fn degradations(&self) -> Vec<Degradation> {
+        let mut degraded: Vec<_> = self.problems.complaint().map(told).into_iter().collect();
+        for (name, state) in &self.sysctls {
+            let is_bridge = owned::BRIDGE_SYSCTLS.iter().any(|(bridge, _)| bridge == name);
+            // Without the module br_netfilter, and so without bridges that need it, there is nothing to set.
+            if state.is_on() || (is_bridge && *state == SysctlState::Missing) {
+                continue;
+            }
+            degraded.push(Degradation { reason: "sysctl", message: format!("{name} {}", describe(state)) });
+            break;
+        }
+        if let Some(informer) = &self.rest.informer {
+            degraded.extend(informer.snapshot().complaints().into_iter().map(told));
+        }
+        degraded
+    }
+}
+
+fn told(complaint: Complaint) -> Degradation {
+    let Complaint { reason, message } = complaint;
+    Degradation { reason, message }
+}
+
+fn describe(state: &SysctlState) -> String {
+    match state {
+        SysctlState::On | SysctlState::Changed(_) => "is set".to_owned(),
+        SysctlState::Missing => "does not exist; is the kernel module loaded?".to_owned(),
+        SysctlState::Stuck { value, reason } => {
+            format!("is {}: {reason}", value.as_deref().unwrap_or("not readable"))
+        }
+    }
+}
+
+/// What `diff` shows.
+#[derive(Debug)]
+pub struct Difference {
+    /// Of the table.
+    pub table: Vec<Op>,
+    /// Of IPVS.
+    pub commands: Vec<Command>,
+    /// Virtual addresses that would be added.
+    pub new_addresses: Vec<IpAddr>,
+    /// Virtual addresses that would be removed.
+    pub gone_addresses: Vec<IpAddr>,
+}
+
+/// What failed in a sync that went on.
+#[derive(Default)]
+struct Failures {
+    first: Option<Error>,
+}
+
+impl Failures {
+    fn note(&mut self, error: Error) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "part of the sync failed");
+        self.first.get_or_insert(error);
+    }
+
+    fn outcome(self) -> Result<(), Error> {
+        self.first.map_or(Ok(()), Err)
+    }
+}
+
+impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
+    type Message = Batch;
+
+    fn receive(&mut self, batch: Batch) {
+        for change in batch.changes {
+            self.world.apply(change, &mut self.touched);
+        }
+        self.synced |= batch.synced;
+    }
+
+    fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    fn sync(&mut self, cause: Cause, now: Instant) -> Result<SyncReport, SyncError> {
+        let mut report = Report::default();
+        let result = self.reconcile(cause, now, &mut report);
+        self.update_problems();
+        let report = SyncReport {
+            kernel_ops: report.ops.into_iter().collect(),
+            wake_at: report.wake_at,
+            degraded: self.degradations(),
+        };
+        match result {
+            Ok(()) => Ok(report),
+            Err(error) => Err(SyncError { error: Box::new(error), partial: report }),
+        }
+    }
+
+    fn measure(&mut self) {
+        let Some((metrics, common)) = &mut self.rest.metrics else { return };
+        match self.table.counters() {
+            Ok(counters) => {
+                counters.for_each(|(name, counter)| metrics.count_refused(&name, counter.packets));
+            }
+            Err(error) => tracing::debug!(error = %error, "counters are not in this scrape"),
+        }
+        match self.ipvs.observe_services() {
+            Ok(services) => metrics.show_services(&self.planner, &services),
+            Err(error) => tracing::debug!(error = %error, "statistics are not in this scrape"),
+        }
+        let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.virtual_services.set(gauge(self.held.len()));
+        let destinations = self.held.values().map(|held| held.written.destinations.len()).sum();
+        let draining = self.held.values().map(|held| held.draining.len()).sum();
+        metrics.destinations.with_label_values(&["serving"]).set(gauge(destinations));
+        metrics.destinations.with_label_values(&["draining"]).set(gauge(draining));
+        metrics.addresses.set(gauge(self.vips.count()));
+        common.objects.with_label_values(&["Service"]).set(gauge(self.world.services().len()));
+        common.objects.with_label_values(&["EndpointSlice"]).set(gauge(self.world.slice_count()));
+        common.excluded_objects.reset();
+        for (kind, reason) in self.problems.reasons() {
+            common.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
+        }
+    }
+
+    fn state(&self) -> impl Serialize {
+        State {
+            in_force: self.in_step,
+            source: self.rest.informer.as_ref().map(common_informer::Status::snapshot),
+            services: self.world.services().len(),
+            endpoint_slices: self.world.slice_count(),
+            virtual_services: self.held.len(),
+            virtual_addresses: self.vips.count(),
+            draining: self
+                .held
+                .values()
+                .flat_map(|held| {
+                    held.draining.iter().map(move |draining| (held.written.service.key, draining))
+                })
+                .map(|(key, draining)| format!("{} of {key}", draining.destination.key))
+                .collect(),
+            repairs: self.repairs,
+            node_port_addresses: self
+                .planner
+                .addresses()
+                .node_ports
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            pod_cidrs: self.world.pod_cidrs().iter().map(ToString::to_string).collect(),
+            excluded: self
+                .problems
+                .iter()
+                .map(|(object, problems)| Excluded {
+                    object: object.to_string(),
+                    problems: problems.iter().map(|p| (p.reason.as_str(), p.message.clone())).collect(),
+                })
+                .collect(),
+            sysctls: self.sysctls.iter().map(|(name, state)| (*name, describe(state))).collect(),
+        }
+    }
+}
+
+/// The page `/state`.
+#[derive(Serialize)]
+struct State {
+    /// The kernel holds what is wanted, as far as is known.
+    in_force: bool,
+    /// What was read, and what could not be.
+    source: Option<common_informer::Snapshot>,
+    services: usize,
+    endpoint_slices: usize,
+    virtual_services: usize,
+    virtual_addresses: usize,
+    draining: Vec<String>,
+    repairs: u64,
+    node_port_addresses: Vec<String>,
+    pod_cidrs: Vec<String>,
+    excluded: Vec<Excluded>,
+    sysctls: BTreeMap<&'static str, String>,
+}
+
+#[derive(Serialize)]
+struct Excluded {
+    object: String,
+    problems: Vec<(&'static str, String)>,
+}
+
+#[derive(Default)]
+struct Report {
+    ops: BTreeMap<&'static str, u64>,
+    wake_at: Option<Instant>,
+}
+
+impl Report {
+    fn add(&mut self, word: &'static str, count: usize) {
+        if count > 0 {
+            *self.ops.entry(word).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
+        }
+    }
+
+    fn count(&mut self, ops: &[Op]) {
+        for op in ops {
+            let (word, count) = op.word();
+            self.add(word, count);
+        }
+    }
+
+    fn count_ipvs(&mut self, commands: &[Command]) {
+        for command in commands {
+            let word = match command {
+                Command::AddService(_) => "add_service",
+                Command::SetService(_) => "set_service",
+                Command::DeleteService(_) => "delete_service",
+                Command::AddDestination(..) => "add_destination",
+                Command::SetDestination(..) => "set_destination",
+                Command::DeleteDestination(..) => "delete_destination",
+                Command::Zero(_) | Command::ZeroAll => "zero",
+                Command::SetTimeouts(_) => "set_timeouts",
+            };
+            self.add(word, 1);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! One Service's part of the wanted state.
+//!
+//! ```text
+//!   each port × each of its fronts (cluster IP, node port × address, external IP, balancer's address)
+//!     endpoints that serve by the front's policy ──► Virtual ──► IPVS
+//!     their fate ───────────────────────────────────► Gate ────┐
+//!     policy Local: pods and the node take the cluster IP ─────┼─► the table
+//!     endpoints here ──────────────────────────────────────────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use common_informer::endpoints::{
+    Fate, Frontend, Origin, Policies, PortKey, Selection, Traffic, ready_addresses_here, select,
+};
+use common_informer::object::{Family, FullService, FullServicePort, ObjectKey, ServiceType, TrafficPolicy};
+use ipnet::IpNet;
+use kernel_netlink::ipvs::{Destination, DestinationKey, Persistence, Service, ServiceKey};
+
+use super::options::{Balancing, balancing, flag};
+use super::{Front, Gate, PlanConfig, Virtual};
+use crate::model::addresses::Addresses;
+use crate::model::problem::{Problem, Reason};
+use crate::model::world::World;
+
+/// What a load balancer asks for on `spec.healthCheckNodePort`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port.
+    pub port: u16,
+    /// Addresses of ready endpoints on this node.
+    pub local: usize,
+}
+
+/// One Service's part of the wanted state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Virtual services.
+    pub virtuals: BTreeMap<ServiceKey, Arc<Virtual>>,
+    /// What becomes of new connections, by front. There are fronts without a virtual service: those without
+    /// endpoints.
+    pub gates: BTreeMap<Front, Gate>,
+    /// Addresses that must be this node's.
+    pub vips: BTreeSet<IpAddr>,
+    /// Where packets from pods of this node and from the node itself to a front go instead.
+    pub inside: BTreeMap<Front, (IpAddr, u16)>,
+    /// Pods of this node that serve: what comes from them, to them, and from them to themselves, is told apart.
+    pub local: BTreeSet<IpAddr>,
+    /// Who may use fronts with [`Gate::Sources`].
+    pub sources: Option<Box<[IpNet]>>,
+    /// For the load balancer.
+    pub health: Option<HealthCheck>,
+    /// What is not in force.
+    pub problems: Vec<Problem>,
+}
+
+/// The part of the Service `key`; `None` if there is no such Service to serve.
+pub fn part(key: &ObjectKey, world: &World, addresses: &Addresses, config: &PlanConfig) -> Option<Part> {
+    let service = world.services().get(key)?;
+    let mut part = Part::default();
+    part.claims(service, world);
+    let settings = &service.settings;
+    let balancing = balancing(settings, config.scheduler, &mut part.problems);
+    let writer = Writer {
+        service,
+        policies: Policies::of(service),
+        balancing,
+        without_balancer_ips: flag(settings, "service.skiplbips", &mut part.problems),
+        world,
+        addresses,
+    };
+    // Read for its word only: see `Policies::of`.
+    flag(settings, "service.local", &mut part.problems);
+    for port in &service.ports {
+        for &family in &config.families {
+            writer.port(port, family, &mut part);
+        }
+    }
+    writer.health(&mut part);
+    part.problems.sort();
+    part.problems.dedup();
+    Some(part)
+}
+
+impl Part {
+    /// Reports the addresses that the Service wants and does not get.
+    fn claims(&mut self, service: &FullService, world: &World) {
+        for (frontend, owner) in world.services().lost(&service.key) {
+            self.problems.push(Problem::new(
+                Reason::AddressTaken,
+                format!("{} is served for Service {}", describe(frontend), owner.key),
+            ));
+        }
+        for (frontend, origin) in common_informer::endpoints::frontends(service) {
+            if let Some(why) = world.admission().objection(frontend, origin) {
+                let field = match origin {
+                    Origin::ClusterIp => "spec.clusterIPs",
+                    Origin::NodePort => "spec.ports",
+                    Origin::ExternalIp => "spec.externalIPs",
+                    Origin::LoadBalancer => "status.loadBalancer.ingress",
+                };
+                let message = format!("{field}: {} is not served: {why}", describe(frontend));
+                self.problems.push(Problem::new(Reason::AddressNotAllowed, message));
+            }
+        }
+    }
+}
+
+fn describe(frontend: Frontend) -> String {
+    match frontend {
+        Frontend::Address(ip, ..) => ip.to_string(),
+        Frontend::NodePort(protocol, port) => format!("node port {port}/{protocol}"),
+    }
+}
+
+/// What the parts of a part have in common.
+struct Writer<'a> {
+    service: &'a FullService,
+    policies: Policies,
+    balancing: Balancing,
+    without_balancer_ips: bool,
+    world: &'a World,
+    addresses: &'a Addresses,
+}
+
+impl Writer<'_> {
+    fn port(&self, port: &FullServicePort, family: Family, part: &mut Part) {
+        let key = PortKey { name: &port.name, protocol: port.protocol, family };
+        let selection = select(key, self.world.place(), self.world.slices(&self.service.key));
+        for (front, origin) in self.fronts(port, family) {
+            let Some(policy) = self.policies.to(origin.traffic()) else { continue };
+            self.front(front, origin, policy, &selection, part);
+            let short_cut = origin.traffic() == Traffic::External && policy == TrafficPolicy::Local;
+            if short_cut && let Some(cluster_ip) = self.cluster_ip(family) {
+                part.inside.insert(front, (cluster_ip, port.port));
+            }
+        }
+        let own = &self.addresses.own;
+        let local = selection.reachable(self.policies).filter(|endpoint| endpoint.local);
+        part.local.extend(local.map(|endpoint| endpoint.address).filter(|ip| !own.contains(ip)));
+    }
+
+    /// The fronts of a port that are this Service's, with where they come from.
+    fn fronts(&self, port: &FullServicePort, family: Family) -> BTreeMap<Front, Origin> {
+        let mut fronts = BTreeMap::new();
+        let wanted = common_informer::endpoints::frontends(self.service).filter(|(frontend, origin)| {
+            let of_port = match *frontend {
+                Frontend::Address(ip, protocol, number) => {
+                    Family::of(ip) == family && (protocol, number) == (port.protocol, port.port)
+                }
+                Frontend::NodePort(protocol, number) => {
+                    (protocol, Some(number)) == (port.protocol, port.node_port)
+                        && self.service.settings.families.contains(&family)
+                }
+            };
+            of_port
+                && !(self.without_balancer_ips && *origin == Origin::LoadBalancer)
+                && self.world.admission().objection(*frontend, *origin).is_none()
+                && self.world.services().owner(*frontend).is_some_and(|owner| owner.key == self.service.key)
+        });
+        for (frontend, origin) in wanted {
+            let protocol = port.protocol;
+            match frontend {
+                Frontend::Address(ip, _, number) => {
+                    // An external address that is the balancer's too is guarded as the balancer's.
+                    fronts.insert(Front { ip, protocol, port: number }, origin);
+                }
+                Frontend::NodePort(_, number) => {
+                    let addresses = self.addresses.node_ports.iter().copied();
+                    for ip in addresses
+                        .filter(|ip| Family::of(*ip) == family && !self.world.admission().is_excluded(*ip))
+                    {
+                        fronts.entry(Front { ip, protocol, port: number }).or_insert(origin);
+                    }
+                }
+            }
+        }
+        fronts
+    }
+
+    fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.service.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
+
+    fn front(
+        &self,
+        front: Front,
+        origin: Origin,
+        policy: TrafficPolicy,
+        selection: &Selection,
+        part: &mut Part,
+    ) {
+        let restricted = origin == Origin::LoadBalancer && self.service.settings.source_ranges.is_some();
+        let gate = match selection.fate(policy) {
+            Fate::Served if restricted => Gate::Sources,
+            Fate::Served => Gate::Serve,
+            Fate::Dropped => Gate::Drop,
+            Fate::Refused => Gate::Refuse,
+        };
+        if restricted {
+            part.sources = self.service.settings.source_ranges.clone();
+        }
+        part.gates.insert(front, gate);
+        // An address that the node has anyway stays the node's: it needs no route, and its other ports are open.
+        if origin != Origin::NodePort && !self.addresses.own.contains(&front.ip) {
+            part.vips.insert(front.ip);
+        }
+        part.virtuals.insert(front.service_key(), Arc::new(self.virtual_service(front, policy, selection)));
+    }
+
+    fn virtual_service(&self, front: Front, policy: TrafficPolicy, selection: &Selection) -> Virtual {
+        let seconds = self.service.settings.affinity_seconds;
+        let key = front.service_key();
+        let service = Service {
+            flags: self.balancing.flags,
+            persistence: seconds.map(|seconds| Persistence::per_client(seconds, key.family())),
+            ..Service::new(key, self.balancing.scheduler)
+        };
+        let serving =
+            selection.serving(policy).map(|endpoint| Destination::new(endpoint.address, endpoint.port));
+        let lingering = selection.endpoints.iter().filter(|endpoint| !endpoint.verdict(policy).serves());
+        Virtual {
+            service,
+            destinations: serving.collect(),
+            lingering: lingering
+                .map(|endpoint| DestinationKey { address: endpoint.address, port: endpoint.port })
+                .collect(),
+        }
+    }
+
+    fn health(&self, part: &mut Part) {
+        let Some(port) = self.service.health_check_node_port else { return };
+        let asked = self.service.settings.service_type == ServiceType::LoadBalancer
+            && self.policies.external == Some(TrafficPolicy::Local);
+        if !asked {
+            return;
+        }
+        let slices = self.world.slices(&self.service.key);
+        let families = self.service.settings.families.iter();
+        let local = families.map(|family| ready_addresses_here(*family, self.world.place(), slices)).max();
+        part.health = Some(HealthCheck { port, local: local.unwrap_or(0) });
+    }
+}

@@ -1,0 +1,282 @@
+//! The commands: what is connected to what in each of them.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use common_informer::decode::ServiceDetail;
+use common_informer::endpoints::{Place, explain};
+use common_informer::object::{Batch, Change, Kind, Object, ObjectKey};
+use common_informer::problem::Problems;
+use common_informer::{CollectError, Informer, Options, Source};
+use kernel_netlink::ipvs::{self, Ipvs, Protocol};
+use kernel_netlink::route;
+use kernel_netlink::sysctl::Sysctls;
+use kernel_nft::{Family, Keeper, Monitor, Nftables, Op, Socket, TableFlags};
+use node_runtime::{Cause, CommonArgs, Daemon, DaemonError, LoopError, Waker};
+
+use crate::apply::Connections;
+use crate::apply::address::VirtualAddresses;
+use crate::args::{Cli, Command, Config, PROGRAM};
+use crate::controller::{Proxy, Surroundings, Watch};
+use crate::metrics::Metrics;
+use crate::model::addresses::{Addresses, LocalAddress};
+use crate::model::world::{Touched, World};
+use crate::owned;
+use crate::plan::{Planner, rules, text};
+
+/// Between two changes of the table by others that are looked into; each is mended within a second.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// What the proxy watches; its RBAC names just these.
+pub const KINDS: [Kind; 3] = [Kind::EndpointSlice, Kind::Node, Kind::Service];
+
+/// Carries out the command line.
+///
+/// # Errors
+/// With what was tried, for the operator.
+pub fn run() -> anyhow::Result<()> {
+    let parsed = node_runtime::args::parse::<Cli>(&PROGRAM);
+    let Cli { command, common, proxy } = parsed.cli;
+    let config = proxy.into_config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let command = command.unwrap_or_default();
+        if command == Command::Run {
+            let daemon = Daemon::start(&PROGRAM, &common)?;
+            parsed.ignored.warn();
+            return serve(daemon, &common, config).await;
+        }
+        node_runtime::log::init(common.log_format, common.verbosity)?;
+        parsed.ignored.warn();
+        match command {
+            Command::Run => Ok(()),
+            Command::Plan => plan(&common, config).await,
+            Command::Diff => difference(&common, config).await,
+            Command::Explain { service } => tell(&common, &config, &service).await,
+            Command::Cleanup => cleanup(&config),
+        }
+    })
+}
+
+async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+    let node = common.resolve_node_name()?;
+    let informer = Informer::start_with(&source(common), &KINDS, options(&node)).await?;
+    let status = informer.status();
+    let shown = status.clone();
+    let metrics = Metrics::new(&daemon.registry)?;
+    let common_metrics = daemon.registry.common().clone();
+    let waker = daemon.waker.clone();
+    let once = config.once;
+    let make = move || -> anyhow::Result<_> {
+        let mut nft = open_nftables()?;
+        let owned = nft.supports_persist().context("asking the kernel what tables can be")?;
+        let port = nft.portid();
+        let watch: Watch = Box::new(move |waker| watch_kernel(waker, port));
+        let surroundings = Surroundings {
+            ipvs: open_ipvs()?,
+            netlink: open_netlink()?,
+            nft,
+            connections: Box::new(Tracked),
+            health: None,
+            sysctls: Some(Sysctls::new(&config.sysctl_root)),
+            watch: (!once).then_some((watch, waker)),
+            metrics: Some((metrics, common_metrics)),
+            informer: Some(shown),
+        };
+        let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
+        Ok(Proxy::new(&node, config, flags, surroundings))
+    };
+    match daemon.run(common, once, make, informer.into_stream()).await {
+        Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
+            // Says which kinds are missing and why.
+            let Err(mut why) = status.wait_synced(Duration::ZERO).await else { return Err(error.into()) };
+            why.waited = common.cache_sync_timeout;
+            Err(why.into())
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Prints what is wanted. Needs the objects and nothing else: the node's addresses are those that the Node object
+/// names.
+async fn plan(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+    let node = common.resolve_node_name()?;
+    let mut world = World::new(
+        node.as_str().into(),
+        config.proxy_name.clone(),
+        config.admission.clone(),
+        config.pod_cidrs.clone(),
+    );
+    let mut touched = Touched::default();
+    for batch in everything(common, &node).await? {
+        batch.changes.into_iter().for_each(|change| world.apply(change, &mut touched));
+    }
+    let local: Vec<_> = world
+        .node_addresses()
+        .iter()
+        .map(|address| LocalAddress { ip: address.ip, device: String::new() })
+        .collect();
+    let addresses = Addresses::of(&config.plan.node_ports, &local, world.node_addresses());
+    let mut planner = Planner::new(config.plan, TableFlags::default());
+    planner.update(&world, &addresses, &touched);
+    let mut problems = Problems::default();
+    problems.update(planner.problems());
+    let virtuals = text::render(planner.virtuals().values().map(|wanted| &**wanted));
+    print(&format!("# ipvsadm -R\n{virtuals}\n# nft -f -\n{}", kernel_nft::text::render(planner.ruleset())))
+}
+
+/// Prints what `run` would change in the kernel.
+async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+    let surroundings = Surroundings {
+        ipvs: open_ipvs()?,
+        netlink: open_netlink()?,
+        nft: open_nftables()?,
+        connections: Box::new(Tracked),
+        health: None,
+        sysctls: None,
+        watch: None,
+        metrics: None,
+        informer: None,
+    };
+    let node = common.resolve_node_name()?;
+    let mut proxy = Proxy::new(&node, config, TableFlags::default(), surroundings);
+    for batch in everything(common, &node).await? {
+        node_runtime::Controller::receive(&mut proxy, batch);
+    }
+    let difference = proxy.difference(Instant::now())?;
+    let mut out = text::render_commands(&difference.commands);
+    for ip in &difference.new_addresses {
+        out += &format!(
+            "ip route add local {ip} dev {} table local proto {}\n",
+            owned::DEVICE,
+            owned::ROUTE_PROTOCOL
+        );
+    }
+    for ip in &difference.gone_addresses {
+        out += &format!(
+            "ip route del local {ip} dev {} table local proto {}\n",
+            owned::DEVICE,
+            owned::ROUTE_PROTOCOL
+        );
+    }
+    out += &kernel_nft::text::render_ops(proxy.planner().ruleset(), &difference.table);
+    print(&out)
+}
+
+/// Says which endpoints serve a Service, and why.
+async fn tell(common: &CommonArgs, config: &Config, key: &ObjectKey) -> anyhow::Result<()> {
+    let node = common.resolve_node_name()?;
+    let mut place = Place { node: node.as_str().into(), zone: None };
+    let (mut service, mut slices) = (None, Vec::new());
+    for batch in everything(common, &node).await? {
+        for change in batch.changes {
+            match change {
+                Change::Applied(Object::FullService(found)) if found.key == *key => service = Some(found),
+                Change::Applied(Object::EndpointSlice(slice))
+                    if slice.key.namespace == key.namespace && slice.service.as_ref() == Some(&key.name) =>
+                {
+                    slices.push(slice);
+                }
+                Change::Applied(Object::Node(found)) if *found.name == node => {
+                    place.zone = found.zone.clone();
+                }
+                Change::Excluded { object, reason } if object.kind == Kind::Service && object.key == *key => {
+                    anyhow::bail!("Service {key} cannot be read: {reason}");
+                }
+                _ => {}
+            }
+        }
+    }
+    let service = service.with_context(|| format!("there is no Service {key}"))?;
+    print(&explain(&service, &config.proxy_name, &place, &slices))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // The reader has seen enough: `plan | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("writing to the standard output"),
+    }
+}
+
+fn options(node: &str) -> Options {
+    Options { services: ServiceDetail::Full, only_node: Some(node.to_owned()) }
+}
+
+/// All objects that there are now.
+async fn everything(common: &CommonArgs, node: &str) -> Result<Vec<Batch>, CollectError> {
+    Informer::collect(&source(common), &KINDS, options(node), common.cache_sync_timeout).await
+}
+
+fn source(common: &CommonArgs) -> Source {
+    match &common.manifests {
+        Some(folder) => Source::Manifests(folder.clone()),
+        None => Source::Api { kubeconfig: common.kubeconfig.clone(), master: common.master.clone() },
+    }
+}
+
+/// Tells the loop of changes of the table and of addresses by others, for as long as the process lives.
+fn watch_kernel(waker: Waker, own_port: u32) {
+    Monitor::spawn(Family::Inet, owned::TABLE, &[own_port], PAUSE, move || waker.wake(Cause::Kernel));
+}
+
+fn open_nftables() -> anyhow::Result<Socket> {
+    Socket::open().context("opening a netlink socket for nftables; is the capability CAP_NET_ADMIN missing?")
+}
+
+fn open_ipvs() -> anyhow::Result<ipvs::Socket> {
+    ipvs::Socket::open()
+        .context("opening a netlink socket for IPVS; is the capability CAP_NET_ADMIN missing?")
+}
+
+fn open_netlink() -> anyhow::Result<route::Socket> {
+    route::Socket::open().context("opening a netlink socket for addresses and routes")
+}
+
+struct Tracked;
+
+impl Connections for Tracked {
+    fn forget(&mut self, protocol: Protocol, to: &[(IpAddr, u16)]) -> io::Result<usize> {
+        let _ = (protocol, to); // TODO
+        Ok(0)
+    }
+}
+
+/// Removes what `owned` lists: virtual services that our table or our addresses tell, the addresses, the table.
+/// Sysctls stay, since others need them as well.
+fn cleanup(config: &Config) -> anyhow::Result<()> {
+    let mut table = Keeper::new(open_nftables()?, Family::Inet, owned::TABLE);
+    let observed = table.read()?.observed;
+    let mut vips = VirtualAddresses::new(open_netlink()?);
+    let addresses: Vec<_> = vips.observe()?.keys().copied().collect();
+    vips.remove(addresses.iter().copied())?;
+    let record: Vec<_> = observed
+        .iter()
+        .flat_map(|observed| rules::fronts(&observed.ruleset))
+        .map(|front| front.service_key())
+        .collect();
+    let mut ipvs = open_ipvs()?;
+    let ours = |key: &ipvs::ServiceKey| match key {
+        ipvs::ServiceKey::Address { address, .. } => {
+            !config.admission.is_excluded(*address) && (record.contains(key) || addresses.contains(address))
+        }
+        ipvs::ServiceKey::Mark { .. } => false,
+    };
+    let found = ipvs.observe_services()?;
+    let commands: Vec<_> =
+        found.iter().map(|state| state.service.key).filter(ours).map(ipvs::Command::DeleteService).collect();
+    ipvs.commit(&commands)?;
+    println!("{} virtual services and {} virtual addresses removed", commands.len(), addresses.len());
+    if vips.remove_device()? {
+        println!("device {} removed", owned::DEVICE);
+    }
+    if observed.is_some() {
+        table.commit(&[Op::DeleteTable], None).with_context(|| {
+            format!("removing table inet {}; is svc-proxy-ipvs still running on this node?", owned::TABLE)
+        })?;
+        println!("table inet {} removed", owned::TABLE);
+    }
+    Ok(())
+}
