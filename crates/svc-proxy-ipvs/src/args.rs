@@ -19,7 +19,7 @@ use crate::plan::{Drain, PlanConfig};
 pub static PROGRAM: Program = Program {
     name: "svc-proxy-ipvs",
     version: env!("CARGO_PKG_VERSION"),
-    health_port: 20245,
+    health_port: 20246,
     sync_period_aliases: &["ipvs-sync-period"],
 };
 
