@@ -54,7 +54,14 @@ pub enum Command {
         service: ObjectKey,
     },
     /// Remove from the kernel what this program put there: no Service is served on this node any more
-    Cleanup,
+    Cleanup {
+        /// Also what kube-router's service proxy left: virtual services, kube-dummy-if, rules and tables of DSR
+        #[arg(long)]
+        kube_router: bool,
+        /// Also what kube-proxy left in its modes ipvs and nftables: virtual services, kube-ipvs0, its tables
+        #[arg(long)]
+        kube_proxy: bool,
+    },
 }
 
 /// Flags of the proxy.

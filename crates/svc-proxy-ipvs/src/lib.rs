@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod args;
+mod cleanup;
 pub mod controller;
 pub mod error;
 pub mod metrics;

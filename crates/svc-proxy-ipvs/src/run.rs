@@ -10,21 +10,20 @@ use common_informer::endpoints::{Place, explain};
 use common_informer::object::{Batch, Change, Kind, Object, ObjectKey};
 use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
-use kernel_netlink::ipvs::{self, Ipvs, Protocol};
+use kernel_netlink::ipvs::{self, Protocol};
 use kernel_netlink::route;
 use kernel_netlink::sysctl::Sysctls;
-use kernel_nft::{Family, Keeper, Monitor, Nftables, Op, Socket, TableFlags};
+use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags};
 use node_runtime::{Cause, CommonArgs, Daemon, DaemonError, LoopError, Waker};
 
 use crate::apply::Connections;
-use crate::apply::address::VirtualAddresses;
 use crate::args::{Cli, Command, Config, PROGRAM};
 use crate::controller::{Proxy, Surroundings, Watch};
 use crate::metrics::Metrics;
 use crate::model::addresses::{Addresses, LocalAddress};
 use crate::model::world::{Touched, World};
-use crate::owned;
-use crate::plan::{Planner, rules, text};
+use crate::plan::{Planner, text};
+use crate::{cleanup, owned};
 
 /// Between two changes of the table by others that are looked into; each is mended within a second.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -55,7 +54,9 @@ pub fn run() -> anyhow::Result<()> {
             Command::Plan => plan(&common, config).await,
             Command::Diff => difference(&common, config).await,
             Command::Explain { service } => tell(&common, &config, &service).await,
-            Command::Cleanup => cleanup(&config),
+            Command::Cleanup { kube_router, kube_proxy } => {
+                cleanup::run(&config, cleanup::Leftovers { kube_router, kube_proxy })
+            }
         }
     })
 }
@@ -222,16 +223,16 @@ fn watch_kernel(waker: Waker, own_port: u32) {
     Monitor::spawn(Family::Inet, owned::TABLE, &[own_port], PAUSE, move || waker.wake(Cause::Kernel));
 }
 
-fn open_nftables() -> anyhow::Result<Socket> {
+pub(crate) fn open_nftables() -> anyhow::Result<Socket> {
     Socket::open().context("opening a netlink socket for nftables; is the capability CAP_NET_ADMIN missing?")
 }
 
-fn open_ipvs() -> anyhow::Result<ipvs::Socket> {
+pub(crate) fn open_ipvs() -> anyhow::Result<ipvs::Socket> {
     ipvs::Socket::open()
         .context("opening a netlink socket for IPVS; is the capability CAP_NET_ADMIN missing?")
 }
 
-fn open_netlink() -> anyhow::Result<route::Socket> {
+pub(crate) fn open_netlink() -> anyhow::Result<route::Socket> {
     route::Socket::open().context("opening a netlink socket for addresses and routes")
 }
 
@@ -242,41 +243,4 @@ impl Connections for Tracked {
         let _ = (protocol, to); // TODO
         Ok(0)
     }
-}
-
-/// Removes what `owned` lists: virtual services that our table or our addresses tell, the addresses, the table.
-/// Sysctls stay, since others need them as well.
-fn cleanup(config: &Config) -> anyhow::Result<()> {
-    let mut table = Keeper::new(open_nftables()?, Family::Inet, owned::TABLE);
-    let observed = table.read()?.observed;
-    let mut vips = VirtualAddresses::new(open_netlink()?);
-    let addresses: Vec<_> = vips.observe()?.keys().copied().collect();
-    vips.remove(addresses.iter().copied())?;
-    let record: Vec<_> = observed
-        .iter()
-        .flat_map(|observed| rules::fronts(&observed.ruleset))
-        .map(|front| front.service_key())
-        .collect();
-    let mut ipvs = open_ipvs()?;
-    let ours = |key: &ipvs::ServiceKey| match key {
-        ipvs::ServiceKey::Address { address, .. } => {
-            !config.admission.is_excluded(*address) && (record.contains(key) || addresses.contains(address))
-        }
-        ipvs::ServiceKey::Mark { .. } => false,
-    };
-    let found = ipvs.observe_services()?;
-    let commands: Vec<_> =
-        found.iter().map(|state| state.service.key).filter(ours).map(ipvs::Command::DeleteService).collect();
-    ipvs.commit(&commands)?;
-    println!("{} virtual services and {} virtual addresses removed", commands.len(), addresses.len());
-    if vips.remove_device()? {
-        println!("device {} removed", owned::DEVICE);
-    }
-    if observed.is_some() {
-        table.commit(&[Op::DeleteTable], None).with_context(|| {
-            format!("removing table inet {}; is svc-proxy-ipvs still running on this node?", owned::TABLE)
-        })?;
-        println!("table inet {} removed", owned::TABLE);
-    }
-    Ok(())
 }

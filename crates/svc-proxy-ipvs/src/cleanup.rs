@@ -1,0 +1,150 @@
+//! The command `cleanup`: removes what this program put into the kernel, and on demand what its predecessors left.
+//!
+//! What others left is recognised by where it is: virtual services on addresses of their device, or on addresses
+//! of the node at node ports. iptables chains and ipsets are not touched: only their own tools know their locks.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use kernel_netlink::ipvs::{Command, Ipvs, ServiceKey};
+use kernel_netlink::route::{self, LinkName, RouteFilter, Rtnetlink, RuleAction, Table};
+use kernel_nft::{Family, Keeper, Nftables, Op};
+
+use crate::apply::address::VirtualAddresses;
+use crate::args::Config;
+use crate::owned;
+use crate::plan::rules;
+use crate::run::{open_ipvs, open_netlink, open_nftables};
+
+/// kube-router's tables of DSR, and the preferences of the rules that lead to them.
+const KUBE_ROUTER_TABLES: [(u32, u32); 2] = [(32764, 78), (32765, 79)];
+/// kube-proxy's device in its mode ipvs.
+const KUBE_PROXY_DEVICE: &str = "kube-ipvs0";
+/// kube-proxy's table in its mode nftables, one for each family.
+const KUBE_PROXY_TABLE: &str = "kube-proxy";
+
+/// Whose leftovers are removed as well.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leftovers {
+    /// kube-router's service proxy.
+    pub(crate) kube_router: bool,
+    /// kube-proxy.
+    pub(crate) kube_proxy: bool,
+}
+
+/// Removes our own state: virtual services that our table or our addresses tell, the addresses, the table. Sysctls
+/// stay, since others need them as well.
+pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
+    let mut table = Keeper::new(open_nftables()?, Family::Inet, owned::TABLE);
+    let observed = table.read()?.observed;
+    let mut vips = VirtualAddresses::new(open_netlink()?);
+    let addresses: BTreeSet<_> = vips.observe()?.keys().copied().collect();
+    vips.remove(addresses.iter().copied())?;
+    let record: BTreeSet<_> = observed
+        .iter()
+        .flat_map(|observed| rules::fronts(&observed.ruleset))
+        .map(|front| front.service_key())
+        .collect();
+    let ours = |key: &ServiceKey| match key {
+        ServiceKey::Address { address, .. } => record.contains(key) || addresses.contains(address),
+        ServiceKey::Mark { .. } => false,
+    };
+    let services = remove_services(config, ours)?;
+    println!("{services} virtual services and {} virtual addresses removed", addresses.len());
+    if leftovers.kube_router {
+        kube_router(config)?;
+    }
+    if leftovers.kube_proxy {
+        kube_proxy(config)?;
+    }
+    if vips.remove_device()? {
+        println!("device {} removed", owned::DEVICE);
+    }
+    if observed.is_some() {
+        table.commit(&[Op::DeleteTable], None).with_context(|| {
+            format!("removing table inet {}; is svc-proxy-ipvs still running on this node?", owned::TABLE)
+        })?;
+        println!("table inet {} removed", owned::TABLE);
+    }
+    Ok(())
+}
+
+/// Removes the virtual services that `which` takes, but none in `--excluded-cidrs`.
+fn remove_services(config: &Config, which: impl Fn(&ServiceKey) -> bool) -> anyhow::Result<usize> {
+    let mut ipvs = open_ipvs()?;
+    let found = ipvs.observe_services()?;
+    let excluded = |key: &ServiceKey| match key {
+        ServiceKey::Address { address, .. } => config.admission.is_excluded(*address),
+        ServiceKey::Mark { .. } => false,
+    };
+    let keys = found.iter().map(|state| state.service.key).filter(|key| which(key) && !excluded(key));
+    let commands: Vec<_> = keys.map(Command::DeleteService).collect();
+    ipvs.commit(&commands)?;
+    Ok(commands.len())
+}
+
+/// Removes the virtual services on the addresses of a device, and on node ports of the node's other addresses.
+fn remove_services_of(config: &Config, device: &str) -> anyhow::Result<usize> {
+    let mut netlink = open_netlink()?;
+    let name = LinkName::new(device).context("no device can have that name")?;
+    let Some(link) = netlink.observe_link(&name)? else { return Ok(0) };
+    let (virtual_ones, own): (Vec<_>, Vec<_>) =
+        netlink.observe_addresses()?.into_iter().partition(|address| address.link == link.index);
+    let ips = |list: Vec<route::Address>| -> BTreeSet<IpAddr> {
+        list.into_iter().map(|address| address.address.addr()).collect()
+    };
+    let (virtual_ones, own) = (ips(virtual_ones), ips(own));
+    remove_services(config, |key| match key {
+        ServiceKey::Address { address, port, .. } => {
+            virtual_ones.contains(address) || (own.contains(address) && config.node_ports.contains(port))
+        }
+        ServiceKey::Mark { .. } => false,
+    })
+}
+
+fn kube_router(config: &Config) -> anyhow::Result<()> {
+    // Its device is ours too and is removed with ours.
+    let services = remove_services_of(config, owned::DEVICE)?;
+    println!("kube-router: {services} virtual services removed");
+    let mut netlink = open_netlink()?;
+    for (preference, table) in KUBE_ROUTER_TABLES {
+        let table = Table(table);
+        let mut commands = Vec::new();
+        for family in [route::Family::Ipv4, route::Family::Ipv6] {
+            let rules = netlink.observe_rules(family)?.into_iter();
+            let rules = rules
+                .filter(|rule| rule.preference == preference && rule.action == RuleAction::Lookup(table));
+            commands.extend(rules.map(route::Command::DeleteRule));
+        }
+        let routes = netlink.observe_routes(&RouteFilter { table: Some(table), ..RouteFilter::default() })?;
+        commands.extend(routes.into_iter().map(route::Command::DeleteRoute));
+        netlink.commit(&commands)?;
+        println!("kube-router: {} rules and routes of table {} removed", commands.len(), table.0);
+    }
+    println!(
+        "kube-router: its iptables chains KUBE-ROUTER-* and ipsets kube-router-* stay; a reboot removes them, or see \
+         docs/guides/svc-proxy-ipvs.md"
+    );
+    Ok(())
+}
+
+fn kube_proxy(config: &Config) -> anyhow::Result<()> {
+    let services = remove_services_of(config, KUBE_PROXY_DEVICE)?;
+    println!("kube-proxy: {services} virtual services removed");
+    let mut netlink = open_netlink()?;
+    let name = LinkName::new(KUBE_PROXY_DEVICE).context("no device can have that name")?;
+    if let Some(link) = netlink.observe_link(&name)? {
+        netlink.commit(&[route::Command::DeleteLink(link.index)])?;
+        println!("kube-proxy: device {KUBE_PROXY_DEVICE} removed");
+    }
+    for family in [Family::Ip, Family::Ip6] {
+        let mut nft = open_nftables()?;
+        if nft.observe(family, KUBE_PROXY_TABLE)?.is_some() {
+            Keeper::new(nft, family, KUBE_PROXY_TABLE).commit(&[Op::DeleteTable], None)?;
+            println!("kube-proxy: table {family} {KUBE_PROXY_TABLE} removed");
+        }
+    }
+    println!("kube-proxy: its iptables chains KUBE-* stay; remove them with `kube-proxy --cleanup`");
+    Ok(())
+}
