@@ -1,10 +1,11 @@
-//! The edge to the kernel's network configuration by netlink: links, addresses, routes, rules, IPVS; and by the
-//! file system: sysctls.
+//! The edge to the kernel's network configuration by netlink: links, addresses, routes, rules, IPVS,
+//! tracked connections; by the file system: sysctls, namespaces.
 //!
 //! ```text
-//!   typed entries ◄── observe ──┐   route::Socket ── rtnetlink ──────── kernel
-//!                               ├── ipvs::Socket ─── generic netlink ── kernel
-//!   typed commands ── commit ───┘   route::Fake, ipvs::Fake   (refuse what the kernel refuses)
+//!   typed entries ◄── observe ──┐   route::Socket ────── rtnetlink ──────── kernel
+//!                               ├── ipvs::Socket ─────── generic netlink ── kernel
+//!   typed commands ── commit ───┘   conntrack::Socket ── nfnetlink ──────── kernel
+//!                                   route::Fake, ipvs::Fake, conntrack::Fake: refuse what the kernel refuses
 //! ```
 //!
 //! Everything blocks: a conversation belongs to one thread, which also decides
@@ -13,6 +14,7 @@
 
 mod attribute;
 mod commit;
+pub mod conntrack;
 mod family;
 mod genl;
 pub mod ipvs;

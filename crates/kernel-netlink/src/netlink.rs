@@ -10,7 +10,7 @@
 //! socket. So they are read without blocking until there are no more.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
     DoneBuffer, Emitable, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO,
@@ -102,6 +102,7 @@ pub(crate) struct Answers {
 /// See the module.
 pub(crate) struct Netlink {
     socket: RawSocket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -110,14 +111,47 @@ impl Netlink {
     /// A socket in the network namespace of the calling thread, where it stays.
     pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = RawSocket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         // Without it each refusal carries the whole refused message back.
         socket.set_cap_ack(true)?;
         setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
         // Worth having, not needed (it takes CAP_NET_ADMIN in the first user namespace): without it only the
         // first refusals of a batch are told, which is noticed.
         let _ = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_QUEUE);
-        Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+        Ok(Self { socket, port, sequence: 1, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// What the kernel calls this socket: the notifications of its changes carry it.
+    pub(crate) const fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Asks to be told what a group is told.
+    pub(crate) fn join(&self, group: u32) -> io::Result<()> {
+        self.socket.add_membership(group)
+    }
+
+    /// Hands over what has been told since the last call, as type, port of the socket that caused it, and body,
+    /// without waiting. True if something was lost, or is no message.
+    pub(crate) fn drain_events(&mut self, mut each: impl FnMut(u16, u32, &[u8])) -> io::Result<bool> {
+        let mut lost = false;
+        loop {
+            match self.receive(false) {
+                Ok(None) => return Ok(lost),
+                Ok(Some(datagram)) => {
+                    for message in Messages::new(datagram) {
+                        match message {
+                            Ok(message) => {
+                                each(message.message_type(), message.port_number(), message.payload());
+                            }
+                            Err(_) => lost = true,
+                        }
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Asks the kernel to keep to the filters in requests, where it knows how (`NETLINK_GET_STRICT_CHK`, Linux
@@ -256,6 +290,12 @@ impl Netlink {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

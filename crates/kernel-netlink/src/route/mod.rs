@@ -11,8 +11,11 @@
 mod command;
 mod entry;
 mod fake;
+#[cfg(test)]
+mod fuzz;
 mod link;
 mod model;
+mod monitor;
 mod socket;
 mod uapi;
 mod wire;
@@ -21,6 +24,7 @@ pub use command::Command;
 pub use entry::*;
 pub use fake::Fake;
 pub use link::*;
+pub use monitor::{Change, Event, Monitor, Watch};
 pub use socket::Socket;
 
 pub use crate::commit::{CommitError, Refusal};

@@ -39,6 +39,11 @@ impl Socket {
         Ok(Self { netlink })
     }
 
+    /// What the kernel calls this socket, for [`Monitor::ignore`](super::Monitor::ignore).
+    pub const fn port(&self) -> u32 {
+        self.netlink.port()
+    }
+
     /// Asks and collects what `decode` makes of the answer; again if it was interrupted.
     fn read<T>(
         &mut self,
@@ -116,5 +121,27 @@ impl Rtnetlink for Socket {
     fn commit(&mut self, commands: &[Command]) -> Result<(), CommitError> {
         let answers = self.netlink.batch(commands.iter().map(wire::command)).map_err(CommitError::Io)?;
         outcome(commands, &answers.refused, answers.lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bodies of the answer to a question for routes, before anything is sorted out here.
+    fn told(filter: RouteFilter) -> usize {
+        let mut socket = Socket::open().unwrap();
+        let everything = |_: &[u8]| Ok(Some(()));
+        socket.read(&wire::get_routes(Family::Ipv4, &filter), NLM_F_DUMP, everything).unwrap().len()
+    }
+
+    #[test]
+    fn the_kernel_tells_no_routes_but_those_asked_for() {
+        // Of a number that nobody has, and of a table whose routes are all the kernel's own.
+        let nobody = Some(RouteProtocol(251));
+        assert_eq!(told(RouteFilter { protocol: nobody, ..RouteFilter::default() }), 0);
+        let [all, local] =
+            [None, Some(Table::LOCAL)].map(|table| RouteFilter { table, ..RouteFilter::default() });
+        assert!(told(local) <= told(all));
     }
 }

@@ -94,3 +94,11 @@ pub(super) const FRA_SPORT_RANGE: u16 = 23;
 pub(super) const FRA_DPORT_RANGE: u16 = 24;
 /// Type of service, and since Linux 6.14 masks of ports and the flow label: all behind it are conditions.
 pub(super) const FRA_DSCP: u16 = 25;
+
+pub(super) const RTNLGRP_LINK: u32 = 1;
+pub(super) const RTNLGRP_IPV4_IFADDR: u32 = 5;
+pub(super) const RTNLGRP_IPV4_ROUTE: u32 = 7;
+pub(super) const RTNLGRP_IPV4_RULE: u32 = 8;
+pub(super) const RTNLGRP_IPV6_IFADDR: u32 = 9;
+pub(super) const RTNLGRP_IPV6_ROUTE: u32 = 11;
+pub(super) const RTNLGRP_IPV6_RULE: u32 = 19;

@@ -1,14 +1,18 @@
 //! The model of the kernel: the contract, and what it can be told to do. Nothing here needs a kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+#[path = "../support/conntrack_contract.rs"]
+mod conntrack_contract;
 #[path = "../support/contract.rs"]
 mod contract;
 #[path = "../support/route_contract.rs"]
 mod route_contract;
 
+use std::net::SocketAddr;
+
 use contract::{World, rr, tcp, to};
 use kernel_netlink::ipvs::{Command, CommitError, Fake, Ipvs, Stats};
-use kernel_netlink::route;
+use kernel_netlink::{conntrack, route};
 use nix::libc;
 
 struct InMemory(Fake);
@@ -92,4 +96,69 @@ fn routes_in_memory(test: fn(&mut dyn route_contract::World)) {
 
 mod keeps_the_contract_of_routes {
     crate::route_contract::route_contract!(super::routes_in_memory);
+}
+
+struct ConnectionsInMemory(conntrack::Fake);
+
+impl conntrack_contract::World for ConnectionsInMemory {
+    fn open(&mut self) -> Box<dyn conntrack::Conntrack> {
+        Box::new(self.0.clone())
+    }
+
+    fn track(
+        &mut self,
+        protocol: conntrack::Protocol,
+        client: SocketAddr,
+        destination: SocketAddr,
+        endpoint: SocketAddr,
+    ) {
+        let tuple = |from: SocketAddr, to: SocketAddr| conntrack::Tuple {
+            source: from.ip(),
+            destination: to.ip(),
+            source_port: from.port(),
+            destination_port: to.port(),
+        };
+        let (original, reply) = (tuple(client, destination), tuple(endpoint, client));
+        self.0.track(conntrack::Connection { protocol, original, reply, zone: 0, id: None });
+    }
+}
+
+fn connections_in_memory(test: fn(&mut dyn conntrack_contract::World)) {
+    test(&mut ConnectionsInMemory(conntrack::Fake::new()));
+}
+
+mod keeps_the_contract_of_connections {
+    crate::conntrack_contract::conntrack_contract!(super::connections_in_memory);
+}
+
+#[test]
+fn a_pass_fails_when_told_and_nothing_to_look_for_is_no_pass() {
+    let mut fake = conntrack::Fake::new();
+    let stale = conntrack::Stale { destination: None, port: 53, endpoint: None };
+    fake.fail_next(libc::EPERM);
+    assert!(conntrack::delete(&mut fake, conntrack::Protocol::UDP, &[stale]).is_err());
+    assert_eq!(conntrack::delete(&mut fake, conntrack::Protocol::UDP, &[stale]).unwrap(), 0);
+    assert_eq!(conntrack::delete(&mut fake, conntrack::Protocol::UDP, &[]).unwrap(), 0);
+    assert_eq!(fake.passes(), 2);
+}
+
+#[test]
+fn routes_are_refused_as_often_as_asked_for_and_answers_lost_when_told() {
+    use route::{Command, Rtnetlink};
+    let mut fake = route::Fake::new();
+    let card = fake.plug_in(&route_contract::name("eth0"));
+    let address = route::Address::new(card, route_contract::net("10.0.0.1/24"));
+    fake.commit(&[Command::AddAddress(address)]).unwrap();
+    let add = |address| Command::AddRoute(route_contract::vip(address, card));
+    fake.refuse(|command| matches!(command, Command::AddRoute(_)), libc::ENOBUFS, Some(1));
+    let refused = fake.commit(&[add("10.96.0.1"), add("10.96.0.2")]);
+    assert_eq!(route_contract::refusals(refused), [(0, libc::ENOBUFS)]);
+    fake.refuse(|_| true, libc::EPERM, None);
+    assert!(fake.commit(&[add("10.96.0.3")]).is_err());
+    fake.refuse_nothing();
+    fake.lose_next_answers();
+    assert!(matches!(fake.commit(&[add("10.96.0.3")]), Err(CommitError::Unconfirmed(_))));
+    let filter = route::RouteFilter { protocol: Some(route_contract::OURS), ..Default::default() };
+    assert_eq!(fake.observe_routes(&filter).unwrap().len(), 2);
+    assert_eq!(fake.commands(), 5);
 }

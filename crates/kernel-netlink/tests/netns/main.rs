@@ -1,10 +1,17 @@
-//! What only the kernel can show, each test in a network namespace of its own. Needs root, `ip` and `conntrack`
-//! (the other witnesses).
+//! What only the kernel can show, each test in a network namespace of its own. Needs root, and `ip`,
+//! `conntrack` and `nft` (the other witnesses).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod conntrack;
+#[path = "../support/conntrack_contract.rs"]
+mod conntrack_contract;
 mod elsewhere;
+#[cfg(feature = "vm")]
+mod kinds;
+mod monitor;
 #[path = "../support/namespace.rs"]
 mod namespace;
+mod packets;
 #[path = "../support/route_contract.rs"]
 mod route_contract;
 mod witness;
