@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use common_informer::object::{Batch, Kind, ObjectRef};
 use common_informer::problem::{Complaint, Problems};
+use kernel_netlink::conntrack::{self, Conntrack, Stale};
 use kernel_netlink::ipvs::{
     self, Command, CommitError, Ipvs, Protocol, Refusal, ServiceKey, ServiceState, Timeouts,
 };
@@ -25,7 +26,6 @@ use kernel_nft::{Family, Keeper, Nftables, Op, Ownership, TableFlags};
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
 use serde::Serialize;
 
-use crate::apply::Connections;
 use crate::apply::address::VirtualAddresses;
 use crate::apply::health::Health;
 use crate::args::Config;
@@ -56,7 +56,7 @@ pub struct Surroundings<V, R, N> {
     /// The kernel's tables.
     pub nft: N,
     /// Connection tracking.
-    pub connections: Box<dyn Connections + Send>,
+    pub connections: Box<dyn Conntrack + Send>,
     /// Health check ports; `None` opens none.
     pub health: Option<Health>,
     /// Sysctls; `None` leaves them alone.
@@ -99,7 +99,7 @@ pub struct Proxy<V, R, N> {
 }
 
 struct Rest {
-    connections: Box<dyn Connections + Send>,
+    connections: Box<dyn Conntrack + Send>,
     health: Option<Health>,
     sysctls: Option<Sysctls>,
     watch: Option<(Watch, Waker)>,
@@ -190,7 +190,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
 
     fn reconcile(&mut self, cause: Cause, now: Instant, report: &mut Report) -> Result<(), Error> {
         let observe = cause.must_observe() || !self.in_step;
-        self.in_step = false;
+        let was_in_step = std::mem::replace(&mut self.in_step, false);
         if observe {
             self.ensure_sysctls();
             self.local = self.vips.local()?;
@@ -206,8 +206,11 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         };
         let (new, gone) = if observe {
             self.vips.observe()?;
-            self.observe_services(&record)?;
-            self.ensure_timeouts(report)?;
+            // Nobody tells of changes of IPVS, so it is not what woke us.
+            if !was_in_step || cause != Cause::Kernel {
+                self.observe_services(&record)?;
+                self.ensure_timeouts(report)?;
+            }
             let wanted: BTreeSet<IpAddr> = self.planner.vips().collect();
             let gone = self.vips.held().filter(|ip| !wanted.contains(ip)).collect();
             (wanted.into_iter().collect(), gone)
@@ -435,14 +438,11 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 Command::AddService(ipvs::Service {
                     key: ServiceKey::Address { protocol: Protocol::UDP, address, port },
                     ..
-                }) => Some((*address, *port)),
+                }) => Some(Stale { destination: Some(*address), port: *port, endpoint: None }),
                 _ => None,
             })
             .collect();
-        if new.is_empty() {
-            return;
-        }
-        match self.rest.connections.forget(Protocol::UDP, &new) {
+        match conntrack::delete(&mut *self.rest.connections, Protocol::UDP, &new) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "stale UDP flows to new Services forgotten"),
             Err(error) => failures

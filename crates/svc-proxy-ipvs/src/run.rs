@@ -1,7 +1,6 @@
 //! The commands: what is connected to what in each of them.
 
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -10,13 +9,13 @@ use common_informer::endpoints::{Place, explain};
 use common_informer::object::{Batch, Change, Kind, Object, ObjectKey};
 use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
-use kernel_netlink::ipvs::{self, Protocol};
-use kernel_netlink::route;
+use kernel_netlink::conntrack;
+use kernel_netlink::ipvs;
+use kernel_netlink::route::{self, Event, RouteFilter, RouteProtocol, Scope, Table};
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags};
 use node_runtime::{Cause, CommonArgs, Daemon, DaemonError, LoopError, Waker};
 
-use crate::apply::Connections;
 use crate::args::{Cli, Command, Config, PROGRAM};
 use crate::controller::{Proxy, Surroundings, Watch};
 use crate::metrics::Metrics;
@@ -73,13 +72,14 @@ async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::R
     let make = move || -> anyhow::Result<_> {
         let mut nft = open_nftables()?;
         let owned = nft.supports_persist().context("asking the kernel what tables can be")?;
-        let port = nft.portid();
-        let watch: Watch = Box::new(move |waker| watch_kernel(waker, port));
+        let netlink = open_netlink()?;
+        let ports = (nft.portid(), netlink.port());
+        let watch: Watch = Box::new(move |waker| watch_kernel(waker, ports.0, ports.1));
         let surroundings = Surroundings {
             ipvs: open_ipvs()?,
-            netlink: open_netlink()?,
+            netlink,
             nft,
-            connections: Box::new(Tracked),
+            connections: Box::new(open_conntrack()?),
             health: None,
             sysctls: Some(Sysctls::new(&config.sysctl_root)),
             watch: (!once).then_some((watch, waker)),
@@ -134,7 +134,7 @@ async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
         ipvs: open_ipvs()?,
         netlink: open_netlink()?,
         nft: open_nftables()?,
-        connections: Box::new(Tracked),
+        connections: Box::new(open_conntrack()?),
         health: None,
         sysctls: None,
         watch: None,
@@ -218,9 +218,48 @@ fn source(common: &CommonArgs) -> Source {
     }
 }
 
-/// Tells the loop of changes of the table and of addresses by others, for as long as the process lives.
-fn watch_kernel(waker: Waker, own_port: u32) {
-    Monitor::spawn(Family::Inet, owned::TABLE, &[own_port], PAUSE, move || waker.wake(Cause::Kernel));
+/// Tells the loop of changes of the table, of addresses and of our routes by others, for as long as the process
+/// lives.
+fn watch_kernel(waker: Waker, table_port: u32, route_port: u32) {
+    let table_waker = waker.clone();
+    let changed = move || table_waker.wake(Cause::Kernel);
+    Monitor::spawn(Family::Inet, owned::TABLE, &[table_port], PAUSE, changed);
+    let watch = move || {
+        if let Err(error) = watch_addresses(&waker, route_port) {
+            tracing::error!(error = %error, "changes of addresses are noticed only by the periodic audit");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("address-monitor".into()).spawn(watch) {
+        tracing::error!(error = %error, "no thread to watch addresses; only the periodic audit notices changes");
+    }
+}
+
+fn watch_addresses(waker: &Waker, own_port: u32) -> io::Result<()> {
+    let routes = RouteFilter {
+        table: Some(Table::LOCAL),
+        protocol: Some(RouteProtocol(owned::ROUTE_PROTOCOL)),
+        ..RouteFilter::default()
+    };
+    let watch = route::Watch { links: true, addresses: true, routes: Some(routes), rules: false };
+    let mut monitor = route::Monitor::open(watch)?;
+    monitor.ignore(own_port);
+    loop {
+        let Some(change) = monitor.wait(None)? else { continue };
+        if change.perhaps_more || change.events.iter().any(concerns_us) {
+            waker.wake(Cause::Kernel);
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Every pod that comes or goes brings links and link-local addresses: these are nobody's node ports.
+fn concerns_us(event: &Event) -> bool {
+    match event {
+        Event::Address(address) | Event::AddressGone(address) => address.scope != Scope::LINK,
+        Event::LinkGone(link) => link.name.as_str() == owned::DEVICE,
+        Event::RouteGone(_) => true,
+        Event::Link(_) | Event::Route(_) | Event::Rule(_) | Event::RuleGone(_) => false,
+    }
 }
 
 pub(crate) fn open_nftables() -> anyhow::Result<Socket> {
@@ -236,11 +275,7 @@ pub(crate) fn open_netlink() -> anyhow::Result<route::Socket> {
     route::Socket::open().context("opening a netlink socket for addresses and routes")
 }
 
-struct Tracked;
-
-impl Connections for Tracked {
-    fn forget(&mut self, protocol: Protocol, to: &[(IpAddr, u16)]) -> io::Result<usize> {
-        let _ = (protocol, to); // TODO
-        Ok(0)
-    }
+fn open_conntrack() -> anyhow::Result<conntrack::Socket> {
+    conntrack::Socket::open()
+        .context("opening a netlink socket for connection tracking; is the capability CAP_NET_ADMIN missing?")
 }
