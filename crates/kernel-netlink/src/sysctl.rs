@@ -112,6 +112,18 @@ impl Sysctls {
         }
     }
 
+    /// The names of what is in a folder, such as the devices in `net.ipv6.conf`; none if there is no such folder.
+    ///
+    /// # Errors
+    /// [`io::Error`] when it is there and can't be read.
+    pub fn list(&self, folder: &Name) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.path(folder)) {
+            Err(error) if is_missing(&error) => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
     /// Sets the value.
     ///
     /// # Errors
