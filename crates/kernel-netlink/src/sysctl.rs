@@ -1,8 +1,7 @@
 //! Sysctls: settings of the kernel that are files.
 //!
-//! KERNEL: those below `net` belong to the network namespace of the thread that opens the file when `/proc` was
-//! mounted in the same process tree; so work in another namespace goes through
-//! [`Namespace::run`](crate::namespace::Namespace::run), as sockets do.
+//! KERNEL: those below `net` are of the network namespace of the thread that looks them up, so work in another
+//! namespace goes through [`Namespace::run`](crate::namespace::Namespace::run), as sockets do.
 
 use std::fmt;
 use std::fs;

@@ -16,7 +16,8 @@ use crate::family::Family;
 /// A network namespace in memory. Clones are the same namespace.
 ///
 /// LIMIT: of the routes that the kernel makes by itself it makes those to addresses and their networks, not those
-/// for broadcasts, multicasts and link-local addresses. Links that move to another namespace are gone.
+/// for broadcasts, multicasts and link-local addresses. It has no tunnels that nobody made (`tunl0`). Links that
+/// move to another namespace are gone.
 #[derive(Clone, Default)]
 pub struct Fake {
     kernel: Arc<Mutex<Kernel>>,

@@ -132,7 +132,7 @@ pub(crate) fn connections_to_a_port_of_any_address_are_ended(world: &mut dyn Wor
 }
 
 pub(crate) fn many_keys_are_looked_for_in_one_pass(world: &mut dyn World) {
-    for client in 0..300 {
+    for client in 0..40 {
         let client = at(&format!("10.0.0.1:{}", 10_000 + client));
         world.track(Protocol::UDP, client, at("10.96.0.10:53"), at("10.244.1.1:5353"));
     }
@@ -140,6 +140,6 @@ pub(crate) fn many_keys_are_looked_for_in_one_pass(world: &mut dyn World) {
     let mut conntrack = world.open();
     let others = (0..5000).map(|n| stale(Some(&format!("10.97.{}.{}", n / 250, n % 250)), 53, None));
     let wanted: Vec<_> = others.chain([stale(Some("10.96.0.10"), 53, Some("10.244.1.1"))]).collect();
-    assert_eq!(delete(&mut *conntrack, Protocol::UDP, &wanted).unwrap(), 301);
+    assert_eq!(delete(&mut *conntrack, Protocol::UDP, &wanted).unwrap(), 41);
     assert_eq!(ports(&seen(&mut *conntrack, Protocol::UDP)), [1002, 1003, 1004, 2001, 2002]);
 }
