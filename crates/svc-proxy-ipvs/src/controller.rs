@@ -21,13 +21,14 @@ use kernel_netlink::ipvs::{
     self, Command, CommitError, Ipvs, Protocol, Refusal, ServiceKey, ServiceState, Timeouts,
 };
 use kernel_netlink::route::Rtnetlink;
-use kernel_netlink::sysctl::{Name as SysctlName, State as SysctlState, Sysctls};
+use kernel_netlink::sysctl::{State as SysctlState, Sysctls};
 use kernel_nft::{Family, Keeper, Nftables, Op, Ownership, TableFlags};
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
 use serde::Serialize;
 
 use crate::apply::address::VirtualAddresses;
 use crate::apply::health::Health;
+use crate::apply::sysctl;
 use crate::args::Config;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -95,7 +96,7 @@ pub struct Proxy<V, R, N> {
     refused: BTreeMap<ServiceKey, String>,
     repairs: u64,
     problems: Problems<Problem>,
-    sysctls: Vec<(&'static str, SysctlState)>,
+    sysctls: sysctl::Found,
 }
 
 struct Rest {
@@ -527,10 +528,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
 
     fn ensure_sysctls(&mut self) {
         let Some(sysctls) = &self.rest.sysctls else { return };
-        let all = owned::SYSCTLS.iter().chain(&owned::BRIDGE_SYSCTLS);
-        let ensured =
-            all.filter_map(|(name, value)| Some((*name, sysctls.ensure(&SysctlName::parse(name)?, value))));
-        self.sysctls = ensured.collect();
+        self.sysctls = sysctl::ensure(sysctls, &self.config.plan.families);
     }
 
     fn update_problems(&mut self) {

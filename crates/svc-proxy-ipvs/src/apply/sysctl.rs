@@ -19,7 +19,8 @@ pub fn ensure(sysctls: &Sysctls, families: &[Family]) -> Found {
         _ => true,
     };
     let mut found = Found::new();
-    for (name, value) in owned::SYSCTLS.iter().chain(&owned::BRIDGE_SYSCTLS).filter(|(name, _)| wanted(name)) {
+    for (name, value) in owned::SYSCTLS.iter().chain(&owned::BRIDGE_SYSCTLS).filter(|(name, _)| wanted(name))
+    {
         let Some(parsed) = Name::parse(name) else { continue };
         if *name == "net/ipv6/conf/all/forwarding" {
             keep_router_advertisements(sysctls, &parsed);
