@@ -13,7 +13,7 @@ BENCH_PACKAGES := iproute2 nftables ipset iptables
 
 # Tests that need root or the public suites. Always with the same packages and features, so that each crate is
 # compiled once for all of them.
-PRIVILEGED := --workspace --features kernel-nft/netns,npc-firewall/netns,npc-firewall/conformance,common-informer/conformance
+PRIVILEGED := --workspace --features kernel-nft/netns,kernel-netlink/netns,npc-firewall/netns,npc-firewall/conformance,common-informer/conformance
 FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
 
 .PHONY: help
@@ -45,7 +45,7 @@ demo: need-cargo ## Watch policies being enforced between pods made of namespace
 	KEEP=$(KEEP) "$${CARGO_TARGET_DIR:-target}/release/demo"
 
 .PHONY: test
-test: test-unit test-netns ## All tests that run on one machine
+test: test-unit test-netns test-vm ## All tests that run on one machine
 
 .PHONY: test-unit
 test-unit: need-cargo ## Golden cases, properties, replay; needs no privileges
@@ -68,7 +68,7 @@ test-conformance: need-cargo ## The public suites of ../shared/conformance (CONF
 
 .PHONY: fuzz-smoke
 fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests
-	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test -p kernel-nft -p common-informer --lib -- fuzz any_json read_as_whole
+	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test -p kernel-nft -p kernel-netlink -p common-informer --lib -- fuzz any_json read_as_whole
 
 .PHONY: test-apiserver
 test-apiserver: need-cargo ## Against kube-apiserver and etcd in $KUBEBUILDER_ASSETS

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use common_informer::object::{Batch, Kind, ObjectRef};
-use common_informer::problem::{Complaint, Problems};
+use common_informer::problem::Problems;
 use kernel_netlink::conntrack::{self, Conntrack, Stale};
 use kernel_netlink::ipvs::{
     self, Command, CommitError, Ipvs, Protocol, Refusal, ServiceKey, ServiceState, Timeouts,
@@ -39,6 +39,7 @@ use crate::owned;
 use crate::plan::rules;
 use crate::plan::steps::{Held, end_drains, steps};
 use crate::plan::{Planner, Update};
+use crate::report::{Excluded, Failures, Report, State, describe, told};
 
 /// How often something is tried in one sync before it is given up until the next.
 const ATTEMPTS: usize = 3;
@@ -569,21 +570,6 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     }
 }
 
-fn told(complaint: Complaint) -> Degradation {
-    let Complaint { reason, message } = complaint;
-    Degradation { reason, message }
-}
-
-fn describe(state: &SysctlState) -> String {
-    match state {
-        SysctlState::On | SysctlState::Changed(_) => "is set".to_owned(),
-        SysctlState::Missing => "does not exist; is the kernel module loaded?".to_owned(),
-        SysctlState::Stuck { value, reason } => {
-            format!("is {}: {reason}", value.as_deref().unwrap_or("not readable"))
-        }
-    }
-}
-
 /// What `diff` shows.
 #[derive(Debug)]
 pub struct Difference {
@@ -595,23 +581,6 @@ pub struct Difference {
     pub new_addresses: Vec<IpAddr>,
     /// Virtual addresses that would be removed.
     pub gone_addresses: Vec<IpAddr>,
-}
-
-/// What failed in a sync that went on.
-#[derive(Default)]
-struct Failures {
-    first: Option<Error>,
-}
-
-impl Failures {
-    fn note(&mut self, error: Error) {
-        tracing::warn!(error = &error as &dyn std::error::Error, "part of the sync failed");
-        self.first.get_or_insert(error);
-    }
-
-    fn outcome(self) -> Result<(), Error> {
-        self.first.map_or(Ok(()), Err)
-    }
 }
 
 impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
@@ -704,68 +673,6 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
                 })
                 .collect(),
             sysctls: self.sysctls.iter().map(|(name, state)| (*name, describe(state))).collect(),
-        }
-    }
-}
-
-/// The page `/state`.
-#[derive(Serialize)]
-struct State {
-    /// The kernel holds what is wanted, as far as is known.
-    in_force: bool,
-    /// What was read, and what could not be.
-    source: Option<common_informer::Snapshot>,
-    services: usize,
-    endpoint_slices: usize,
-    virtual_services: usize,
-    virtual_addresses: usize,
-    draining: Vec<String>,
-    repairs: u64,
-    node_port_addresses: Vec<String>,
-    pod_cidrs: Vec<String>,
-    excluded: Vec<Excluded>,
-    sysctls: BTreeMap<&'static str, String>,
-}
-
-#[derive(Serialize)]
-struct Excluded {
-    object: String,
-    problems: Vec<(&'static str, String)>,
-}
-
-#[derive(Default)]
-struct Report {
-    ops: BTreeMap<&'static str, u64>,
-    wake_at: Option<Instant>,
-}
-
-impl Report {
-    fn add(&mut self, word: &'static str, count: usize) {
-        if count > 0 {
-            *self.ops.entry(word).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
-        }
-    }
-
-    fn count(&mut self, ops: &[Op]) {
-        for op in ops {
-            let (word, count) = op.word();
-            self.add(word, count);
-        }
-    }
-
-    fn count_ipvs(&mut self, commands: &[Command]) {
-        for command in commands {
-            let word = match command {
-                Command::AddService(_) => "add_service",
-                Command::SetService(_) => "set_service",
-                Command::DeleteService(_) => "delete_service",
-                Command::AddDestination(..) => "add_destination",
-                Command::SetDestination(..) => "set_destination",
-                Command::DeleteDestination(..) => "delete_destination",
-                Command::Zero(_) | Command::ZeroAll => "zero",
-                Command::SetTimeouts(_) => "set_timeouts",
-            };
-            self.add(word, 1);
         }
     }
 }

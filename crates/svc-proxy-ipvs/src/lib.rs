@@ -15,4 +15,5 @@ pub mod metrics;
 pub mod model;
 pub mod owned;
 pub mod plan;
+mod report;
 pub mod run;
