@@ -36,6 +36,19 @@ RULES = {
         {"apiGroups": [""], "resources": ["namespaces", "pods", "services"], "verbs": READ},
         {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": READ},
     ],
+    "svc-proxy-ipvs": [
+        {"apiGroups": [""], "resources": ["nodes", "services"], "verbs": READ},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ},
+    ],
+}
+# The least values that make a component's objects.
+ENABLING = {
+    "npc-firewall": {},
+    "svc-proxy-ipvs": {
+        "firewall": {"enabled": False},
+        "apiServer": {"host": "192.0.2.1", "port": 6443},
+        "proxy": {"enabled": True},
+    },
 }
 SECURITY = {
     "runAsUser": 0,
@@ -66,7 +79,7 @@ def render(values, source=CHART):
     with quiet_native_log(), helm.Chart.load(source) as chart:
         chart.validate_schema(values)
         files = chart.render(values, name=RELEASE, namespace=NAMESPACE)
-    return "\n".join(
+    return "\n---\n".join(
         text.strip() + "\n" for name, text in sorted(files.items()) if name.endswith(".yaml") and text.strip()
     )
 
@@ -239,7 +252,7 @@ def manifests(update):
 
 def pod_of(component):
     """The pod template that the chart renders for a component with default values."""
-    for document in objects(render({})):
+    for document in objects(render(ENABLING[component])):
         if document["kind"] == "DaemonSet" and document["metadata"]["name"] == component:
             return document["spec"]["template"]["spec"]
     raise SystemExit(f"the chart has no DaemonSet {component}")

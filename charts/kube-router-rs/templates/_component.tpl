@@ -8,6 +8,7 @@ metrics objects. A component's file (see firewall.yaml) calls
   values  its section of values.yaml
   rules   list of ClusterRole rules: what it watches, and nothing more
   args    list of arguments of its own; the common ones are added here
+  ports   ports of its container beside health and metrics; may be absent
 
 Names are fixed, not derived from the release: the components own names in the
 kernel of each node, so two releases of one component cannot live in a cluster.
@@ -18,10 +19,31 @@ kernel of each node, so two releases of one component cannot live in a cluster.
 {{- if and .values.podMonitor.enabled (not .values.metrics.enabled) }}
 {{- fail (printf "%s: podMonitor.enabled needs metrics.enabled" .name) }}
 {{- end }}
+{{- include "kube-router-rs.checkPorts" .root }}
 {{ include "kube-router-rs.access" . }}
 ---
 {{ include "kube-router-rs.daemonset" . }}
 {{- include "kube-router-rs.monitoring" . }}
+{{- end }}
+{{- end }}
+
+{{/* All DaemonSets share the node's network: none may have a port of another. */}}
+{{- define "kube-router-rs.checkPorts" -}}
+{{- $taken := dict }}
+{{- range $component := list "firewall" "proxy" }}
+{{- $values := index $.Values $component }}
+{{- if $values.enabled }}
+{{- $ports := dict "health" $values.health.port }}
+{{- if $values.metrics.enabled }}{{ $_ := set $ports "metrics" $values.metrics.port }}{{ end }}
+{{- with $values.healthz }}{{ if .port }}{{ $_ := set $ports "healthz" .port }}{{ end }}{{ end }}
+{{- range $what, $port := $ports }}
+{{- $name := printf "%s.%s.port" $component $what }}
+{{- with get $taken (toString $port) }}
+{{- fail (printf "%s and %s are both %v" . $name $port) }}
+{{- end }}
+{{- $_ := set $taken (toString $port) $name }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -11,17 +11,7 @@ spec:
     matchLabels: {{- include "kube-router-rs.selectorLabels" . | nindent 6 }}
   updateStrategy: {{- toYaml .values.updateStrategy | nindent 4 }}
   template:
-    metadata:
-      labels:
-        {{- include "kube-router-rs.selectorLabels" . | nindent 8 }}
-        {{- with .values.podLabels }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-      annotations:
-        kubectl.kubernetes.io/default-container: {{ .name }}
-        {{- with .values.podAnnotations }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+    metadata: {{- include "kube-router-rs.podMetadata" . | nindent 6 }}
     spec:
       serviceAccountName: {{ .name }}
       automountServiceAccountToken: true
@@ -32,17 +22,7 @@ spec:
       priorityClassName: {{ .values.priorityClassName }}
       # Stopping leaves the data plane as it is, so there is nothing to drain.
       terminationGracePeriodSeconds: 10
-      {{- with .root.Values.image.pullSecrets }}
-      imagePullSecrets:
-        {{- range . }}
-        - name: {{ . }}
-        {{- end }}
-      {{- end }}
-      nodeSelector: {{- toYaml .values.nodeSelector | nindent 8 }}
-      tolerations: {{- toYaml .values.tolerations | nindent 8 }}
-      {{- with .values.affinity }}
-      affinity: {{- toYaml . | nindent 8 }}
-      {{- end }}
+      {{- include "kube-router-rs.placement" . | nindent 6 }}
       securityContext:
         seccompProfile:
           type: RuntimeDefault
@@ -66,7 +46,18 @@ image: {{ include "kube-router-rs.image" . }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 args:
   {{- toYaml .args | nindent 2 }}
-  {{- include "kube-router-rs.commonArgs" . | nindent 2 }}
+  - --cache-sync-timeout={{ .values.cacheSyncTimeout }}
+  - --sync-period={{ .values.syncPeriod }}
+  - --health-addr=127.0.0.1
+  - --health-port={{ .values.health.port }}
+  {{- if .values.metrics.enabled }}
+  - --metrics-addr=$(HOST_IP)
+  - --metrics-port={{ .values.metrics.port }}
+  {{- end }}
+  {{- include "kube-router-rs.logArgs" . | nindent 2 }}
+  {{- if .values.hostSysctl.enabled }}
+  - --sysctl-root=/host/proc/sys
+  {{- end }}
   {{- with .values.extraArgs }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -81,14 +72,8 @@ env:
       fieldRef:
         fieldPath: status.hostIP
   {{- end }}
-  {{- with .root.Values.apiServer.host }}
-  - name: KUBERNETES_SERVICE_HOST
-    value: {{ . | quote }}
-  - name: KUBERNETES_SERVICE_PORT
-    value: {{ required "apiServer.port is needed with apiServer.host" $.root.Values.apiServer.port | quote }}
-  {{- end }}
-  {{- with .values.extraEnv }}
-  {{- toYaml . | nindent 2 }}
+  {{- with include "kube-router-rs.commonEnv" . | trim }}
+  {{- . | nindent 2 }}
   {{- end }}
 ports:
   - name: health
@@ -98,6 +83,9 @@ ports:
   - name: metrics
     containerPort: {{ .values.metrics.port }}
     protocol: TCP
+  {{- end }}
+  {{- with .ports }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
 # The kubelet probes from the node's network, where 127.0.0.1 is ours too.
 livenessProbe:
@@ -127,24 +115,5 @@ securityContext:
 volumeMounts:
   - name: host-sysctl-net
     mountPath: /host/proc/sys/net
-{{- end }}
-{{- end }}
-
-{{/* Arguments with the same words in every component. */}}
-{{- define "kube-router-rs.commonArgs" -}}
-- --cache-sync-timeout={{ .values.cacheSyncTimeout }}
-- --sync-period={{ .values.syncPeriod }}
-- --health-addr=127.0.0.1
-- --health-port={{ .values.health.port }}
-{{- if .values.metrics.enabled }}
-- --metrics-addr=$(HOST_IP)
-- --metrics-port={{ .values.metrics.port }}
-{{- end }}
-- --log-format={{ .values.logFormat }}
-{{- with .values.verbosity }}
-- -v={{ . }}
-{{- end }}
-{{- if .values.hostSysctl.enabled }}
-- --sysctl-root=/host/proc/sys
 {{- end }}
 {{- end }}
