@@ -5,6 +5,8 @@ use std::io;
 
 use nix::libc;
 
+use crate::netlink::Answers;
+
 /// A command that the kernel did not carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -14,6 +16,8 @@ pub struct Refusal {
     pub errno: i32,
     /// The command in words.
     pub description: String,
+    /// What the kernel says of it besides, in English, where it does.
+    pub reason: Option<String>,
 }
 
 impl Refusal {
@@ -34,7 +38,11 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.description, io::Error::from_raw_os_error(self.errno))
+        write!(f, "{}: {}", self.description, io::Error::from_raw_os_error(self.errno))?;
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -64,20 +72,17 @@ impl fmt::Display for Refusals<'_> {
     }
 }
 
-/// The result of a commit, from what was refused: (index, errno).
-pub(crate) fn outcome<C: fmt::Display>(
-    commands: &[C],
-    refused: &[(usize, i32)],
-    lost: bool,
-) -> Result<(), CommitError> {
-    let refusals: Vec<Refusal> = refused
+/// The result of a commit, from what was answered.
+pub(crate) fn outcome<C: fmt::Display>(commands: &[C], mut answers: Answers) -> Result<(), CommitError> {
+    let refusals: Vec<Refusal> = answers
+        .refused
         .iter()
         .map(|&(command, errno)| {
             let description = commands.get(command).map(ToString::to_string).unwrap_or_default();
-            Refusal { command, errno, description }
+            Refusal { command, errno, description, reason: answers.reasons.remove(&command) }
         })
         .collect();
-    match (lost, refusals.is_empty()) {
+    match (answers.lost, refusals.is_empty()) {
         (true, _) => Err(CommitError::Unconfirmed(refusals)),
         (false, false) => Err(CommitError::Refused(refusals)),
         (false, true) => Ok(()),

@@ -9,18 +9,21 @@
 //! that is refused, and answers refusals without being asked: when `sendto()` returns, all answers wait in the
 //! socket. So they are read without blocking until there are no more.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{
-    DoneBuffer, Emitable, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO,
-    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DoneBuffer, Emitable, ErrorBuffer, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    NLMSG_ALIGNTO, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NetlinkSerializable,
 };
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::attribute::find;
 
 /// Larger than any datagram of a dump (the kernel stops at 32 KiB).
 const RECEIVE_BUFFER: usize = 64 * 1024;
@@ -33,6 +36,10 @@ const BATCH_MESSAGES: usize = 256;
 /// Bytes in one datagram: below the send buffer that every socket has (net.core.wmem_default is 208 KiB nearly
 /// everywhere).
 const BATCH_BYTES: usize = 96 * 1024;
+/// Bytes of `struct nlmsgerr`: `errno` and a header.
+const NLMSGERR: usize = 20;
+/// include/uapi/linux/netlink.h
+const NLMSGERR_ATTR_MSG: u16 = 1;
 /// A dump goes on inside each `recv()`; only a kernel in trouble lets us wait.
 const ANSWER_TIMEOUT_SECONDS: i64 = 10;
 
@@ -95,6 +102,8 @@ impl ReadError {
 pub(crate) struct Answers {
     /// Index of each message refused, with its positive `errno`; in order.
     pub(crate) refused: Vec<(usize, i32)>,
+    /// What the kernel says of some of these, by the index of the message.
+    pub(crate) reasons: BTreeMap<usize, String>,
     /// Answers were lost: messages that are not in `refused` may have been refused too.
     pub(crate) lost: bool,
 }
@@ -114,6 +123,8 @@ impl Netlink {
         let port = socket.bind_auto()?.port_number();
         // Without it each refusal carries the whole refused message back.
         socket.set_cap_ack(true)?;
+        // Words for refusals; a kernel before 4.12 has none.
+        let _ = socket.set_ext_ack(true);
         setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
         // Worth having, not needed (it takes CAP_NET_ADMIN in the first user namespace): without it only the
         // first refusals of a batch are told, which is noticed.
@@ -247,6 +258,7 @@ impl Netlink {
                 confirmed |= index + 1 == batch.count;
                 if errno != 0 {
                     answers.refused.push((done + index, errno));
+                    answers.reasons.extend(reason(&message).map(|reason| (done + index, reason)));
                 }
             }
         }
@@ -405,6 +417,18 @@ fn error_number(message: &NetlinkBuffer<&[u8]>) -> Option<i32> {
     Some(i32::checked_neg(code).unwrap_or(i32::MAX))
 }
 
+/// What the kernel says in words of a message that it refused.
+///
+/// KERNEL: attributes follow the header of the message refused, which comes without its body (`NETLINK_CAP_ACK`).
+fn reason(message: &NetlinkBuffer<&[u8]>) -> Option<String> {
+    if message.message_type() != NLMSG_ERROR || message.flags() & NLM_F_ACK_TLVS == 0 {
+        return None;
+    }
+    let words = find(message.payload().get(NLMSGERR..)?, NLMSGERR_ATTR_MSG)?;
+    let words = words.split(|byte| *byte == 0).next()?;
+    (!words.is_empty()).then(|| String::from_utf8_lossy(words).into_owned())
+}
+
 /// Splits a datagram into messages. Ends, with an error, at the first that is cut or too short.
 struct Messages<'a> {
     rest: &'a [u8],
@@ -545,7 +569,7 @@ mod tests {
         let answers = ask(&mut netlink, 300, &known);
         let refused: Vec<_> =
             (0..300).filter(|at| !known.contains(at)).map(|at| (at, libc::ENOENT)).collect();
-        assert_eq!(answers, Answers { refused, lost: false });
+        assert_eq!(answers, Answers { refused, ..Answers::default() });
     }
 
     #[test]
@@ -556,7 +580,7 @@ mod tests {
         assert!(answers.lost);
         assert!(answers.refused.len() < 200, "nothing was lost");
         let refused = vec![(0, libc::ENOENT)];
-        assert_eq!(ask(&mut netlink, 1, &[]), Answers { refused, lost: false });
+        assert_eq!(ask(&mut netlink, 1, &[]), Answers { refused, ..Answers::default() });
         assert_eq!(family_id(&mut netlink, "nlctrl").unwrap(), GENL_ID_CTRL);
     }
 
@@ -564,6 +588,7 @@ mod tests {
     fn read(bytes: &[u8]) {
         for message in Messages::new(bytes).map_while(Result::ok) {
             error_number(&message);
+            reason(&message);
         }
         let mut outcome = Ok(());
         read_answer(bytes, 7, &mut outcome, &mut |_| Ok(()));
@@ -585,8 +610,8 @@ mod tests {
         }
 
         #[test]
-        fn fuzz_any_answer(kind in 0..5u16, body in vec(any::<u8>(), 0..24)) {
-            read(&answer(kind, 0, 7, &body));
+        fn fuzz_any_answer(kind in 0..5u16, flags: u16, body in vec(any::<u8>(), 0..40)) {
+            read(&answer(kind, flags, 7, &body));
         }
     }
 }

@@ -19,6 +19,7 @@ use nix::libc;
 
 use super::entry::*;
 use super::{CommitError, Error, Ipvs, outcome};
+use crate::netlink::Answers;
 
 /// Schedulers of Linux 6.1.
 const SCHEDULERS: [&str; 14] =
@@ -286,8 +287,8 @@ impl Ipvs for Fake {
             }
         }
         if std::mem::take(&mut kernel.lose_answers) {
-            return outcome(commands, &[], true);
+            return outcome(commands, Answers { lost: true, ..Answers::default() });
         }
-        outcome(commands, &refused, false)
+        outcome(commands, Answers { refused, ..Answers::default() })
     }
 }

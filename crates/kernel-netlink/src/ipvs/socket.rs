@@ -135,7 +135,7 @@ impl Ipvs for Socket {
         let family = self.family;
         let messages = commands.iter().map(|command| (wire::command(command).message(family), 0));
         let answers = self.netlink.batch(messages).map_err(CommitError::Io)?;
-        outcome(commands, &answers.refused, answers.lost)
+        outcome(commands, answers)
     }
 }
 

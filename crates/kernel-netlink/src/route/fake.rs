@@ -12,6 +12,7 @@ use super::model::Model;
 use super::{CommitError, Error, Rtnetlink};
 use crate::commit::outcome;
 use crate::family::Family;
+use crate::netlink::Answers;
 
 /// A network namespace in memory. Clones are the same namespace.
 ///
@@ -133,8 +134,8 @@ impl Rtnetlink for Fake {
             }
         }
         if std::mem::take(&mut kernel.lose_answers) {
-            return outcome(commands, &[], true);
+            return outcome(commands, Answers { lost: true, ..Answers::default() });
         }
-        outcome(commands, &refused, false)
+        outcome(commands, Answers { refused, ..Answers::default() })
     }
 }

@@ -120,7 +120,7 @@ impl Rtnetlink for Socket {
 
     fn commit(&mut self, commands: &[Command]) -> Result<(), CommitError> {
         let answers = self.netlink.batch(commands.iter().map(wire::command)).map_err(CommitError::Io)?;
-        outcome(commands, &answers.refused, answers.lost)
+        outcome(commands, answers)
     }
 }
 

@@ -4,7 +4,7 @@ use kernel_netlink::route::*;
 use serde_json::Value;
 
 use crate::namespace::{in_empty_netns, run};
-use crate::route_contract::{OURS, link, name, net, new_bridge, node, vip};
+use crate::route_contract::{OURS, link, name, net, node, vip};
 
 /// What `ip -j` tells.
 fn ip_json(arguments: &[&str]) -> Vec<Value> {
@@ -168,14 +168,26 @@ fn we_see_links_and_addresses_of_ip() {
 }
 
 #[test]
-fn a_refusal_says_what_was_refused() {
+fn a_refusal_says_what_was_refused_and_what_the_kernel_says_of_it() {
     in_empty_netns(|| {
         let mut socket = Socket::open().unwrap();
-        let bad = NewLink { mtu: Some(1), ..new_bridge("br") };
-        let Err(CommitError::Refused(refusals)) = socket.commit(&[Command::AddLink(bad)]) else {
-            panic!("an MTU of 1")
-        };
-        assert_eq!(refusals[0].to_string(), "add link br type bridge: Invalid argument (os error 22)");
-        assert!(!refusals[0].is_retryable());
+        let index = node(&mut socket);
+        let there = vip("10.96.0.1", index);
+        let foreign = Route { preferred_source: "192.0.2.9".parse().ok(), ..vip("10.96.0.2", index) };
+        let commands = [there.clone(), there, foreign].map(Command::AddRoute);
+        let Err(CommitError::Refused(refusals)) = socket.commit(&commands) else { panic!("not refused") };
+        let words: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+        let route = format!("dev {index} table local proto 44 src");
+        assert_eq!(
+            words,
+            [
+                format!("add route local 10.96.0.1/32 {route} 10.0.0.1: File exists (os error 17)"),
+                format!(
+                    "add route local 10.96.0.2/32 {route} 192.0.2.9: Invalid argument (os error 22): \
+                     Invalid prefsrc address"
+                ),
+            ]
+        );
+        assert!(refusals[0].is_retryable() && !refusals[1].is_retryable());
     });
 }
