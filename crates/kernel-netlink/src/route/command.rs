@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::entry::{Address, Route, Rule};
-use super::link::{LinkChange, LinkIndex, NewLink, NewLinkKind};
+use super::link::{LinkChange, LinkIndex, NewLink, NewLinkKind, PortChange};
 
 /// One change. It is carried out whole or refused whole, but for [`Command::SetLink`], of which a part may have
 /// been done when it is refused.
@@ -13,6 +13,9 @@ pub enum Command {
     AddLink(NewLink),
     /// Changes a device. `ENODEV` if there is none with the number.
     SetLink(LinkIndex, LinkChange),
+    /// Changes a device as a port of its bridge. `EOPNOTSUPP` if it is none, `ENODEV` if there is none with the
+    /// number.
+    SetPort(LinkIndex, PortChange),
     /// Removes a device, with its addresses, routes, and the peer of a veth.
     DeleteLink(LinkIndex),
     /// Adds an address. `EEXIST` if the device has it.
@@ -42,6 +45,15 @@ impl fmt::Display for Command {
                 Ok(())
             }
             Self::SetLink(link, change) => write!(f, "set link {link}{}", Changes(change)),
+            Self::SetPort(link, PortChange { hairpin, isolated }) => {
+                write!(f, "set port {link}")?;
+                for (name, value) in [("hairpin", hairpin), ("isolated", isolated)] {
+                    if let Some(value) = value {
+                        write!(f, " {name} {}", if *value { "on" } else { "off" })?;
+                    }
+                }
+                Ok(())
+            }
             Self::DeleteLink(link) => write!(f, "delete link {link}"),
             Self::AddAddress(address) => write!(f, "add address {address}"),
             Self::DeleteAddress(address) => write!(f, "delete address {address}"),

@@ -91,11 +91,31 @@ pub struct Link {
     pub carrier: bool,
     /// The bridge (bond, VRF) whose port it is.
     pub master: Option<LinkIndex>,
+    /// How it is a port of its master, if that is a bridge.
+    pub port: Option<Port>,
     /// The device on the other side of a veth, or below a VLAN or tunnel. In which namespace the number counts is
     /// told by [`Link::peer_namespace`].
     pub peer: Option<LinkIndex>,
     /// The namespace of the peer, if it is another one, by the number that this namespace has for it.
     pub peer_namespace: Option<i32>,
+}
+
+/// Properties of a port of a bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// Whether a frame may leave by the port that it came in by.
+    pub hairpin: bool,
+    /// Whether frames from other isolated ports are kept from it.
+    pub isolated: bool,
+}
+
+/// What is to be changed on a port of a bridge; what is absent stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortChange {
+    /// See [`Port::hairpin`].
+    pub hairpin: Option<bool>,
+    /// See [`Port::isolated`].
+    pub isolated: Option<bool>,
 }
 
 /// What kind of device it is.

@@ -71,6 +71,7 @@ impl Model {
         match command {
             Command::AddLink(link) => self.add_link(link),
             Command::SetLink(index, change) => self.set_link(*index, change),
+            Command::SetPort(index, change) => self.set_port(*index, *change),
             Command::DeleteLink(index) => self.delete_link(*index),
             Command::AddAddress(address) => self.add_address(address),
             Command::DeleteAddress(address) => self.delete_address(address),
@@ -107,6 +108,7 @@ impl Model {
             up: false,
             carrier: false,
             master: None,
+            port: None,
             peer: None,
             peer_namespace: None,
         }
@@ -149,6 +151,7 @@ impl Model {
         first.mtu = new.mtu.unwrap_or(first.mtu);
         first.mac = if ether { new.mac.or(first.mac) } else { None };
         first.master = new.master;
+        first.port = new.master.map(|_| Port::default());
         if let NewLinkKind::Veth(peer) = &new.kind {
             self.add_peer(&mut first, peer);
         }
@@ -197,6 +200,9 @@ impl Model {
             if let Some(master) = master {
                 self.master(master)?;
             }
+            if link.master != master {
+                link.port = master.map(|_| Port::default());
+            }
             link.master = master;
         }
         let was_up = link.up;
@@ -208,6 +214,14 @@ impl Model {
             (false, true) => self.came_up(index),
             _ => {}
         }
+        Ok(())
+    }
+
+    fn set_port(&mut self, index: LinkIndex, change: PortChange) -> Result<(), i32> {
+        let link = self.links.get_mut(&index).ok_or(libc::ENODEV)?;
+        let port = link.port.as_mut().ok_or(libc::EOPNOTSUPP)?;
+        port.hairpin = change.hairpin.unwrap_or(port.hairpin);
+        port.isolated = change.isolated.unwrap_or(port.isolated);
         Ok(())
     }
 
@@ -231,6 +245,7 @@ impl Model {
         self.routes.retain(|_, route| !leads_to(route, index));
         for link in self.links.values_mut() {
             link.master = link.master.filter(|master| *master != index);
+            link.port = link.port.filter(|_| link.master.is_some());
         }
     }
 

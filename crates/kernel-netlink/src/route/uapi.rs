@@ -34,6 +34,12 @@ pub(super) const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 pub(super) const IFLA_INFO_KIND: u16 = 1;
 pub(super) const IFLA_INFO_DATA: u16 = 2;
 
+pub(super) const IFLA_INFO_SLAVE_KIND: u16 = 4;
+pub(super) const IFLA_INFO_SLAVE_DATA: u16 = 5;
+
+pub(super) const IFLA_BRPORT_MODE: u16 = 4;
+pub(super) const IFLA_BRPORT_ISOLATED: u16 = 33;
+
 pub(super) const VETH_INFO_PEER: u16 = 1;
 
 pub(super) const IFLA_BR_VLAN_FILTERING: u16 = 7;

@@ -27,6 +27,7 @@ pub(super) fn command(command: &Command) -> (Message, u16) {
     match command {
         Command::AddLink(link) => (new_link(link), new),
         Command::SetLink(index, change) => (set_link(*index, change), 0),
+        Command::SetPort(index, change) => (set_port(*index, *change), 0),
         Command::DeleteLink(index) => (message(RTM_DELLINK, ifinfomsg(*index, 0, 0), Vec::new()), 0),
         Command::AddAddress(entry) => (address(RTM_NEWADDR, entry), new),
         Command::DeleteAddress(entry) => (address(RTM_DELADDR, entry), 0),
@@ -206,6 +207,21 @@ fn set_link(index: LinkIndex, change: &LinkChange) -> Message {
     message(RTM_SETLINK, ifinfomsg(index, flags, mask), attributes)
 }
 
+/// KERNEL: what a master knows of its ports is changed by `RTM_NEWLINK` only.
+fn set_port(index: LinkIndex, change: PortChange) -> Message {
+    let PortChange { hairpin, isolated } = change;
+    let flags = [(IFLA_BRPORT_MODE, hairpin), (IFLA_BRPORT_ISOLATED, isolated)];
+    let data = flags
+        .into_iter()
+        .filter_map(|(kind, value)| value.map(|value| Attribute::new(kind, Value::U8(value.into()))));
+    let info = vec![
+        Attribute::new(IFLA_INFO_SLAVE_KIND, Value::Text("bridge".to_owned())),
+        Attribute::new(IFLA_INFO_SLAVE_DATA, Value::Nested(data.collect())),
+    ];
+    let info = Attribute::new(IFLA_LINKINFO, Value::Nested(info));
+    message(RTM_NEWLINK, ifinfomsg(index, 0, 0), vec![info])
+}
+
 fn address(kind: u16, entry: &Address) -> Message {
     let local = entry.address.addr();
     let flags = entry.flags.0;
@@ -359,10 +375,18 @@ pub(super) fn read_link(body: &[u8]) -> Result<Option<Link>, &'static str> {
         up: flags & IFF_UP != 0,
         carrier: flags & IFF_LOWER_UP != 0,
         master: number(IFLA_MASTER).filter(|index| *index != 0).map(LinkIndex),
+        port: read_port(info),
         peer: number(IFLA_LINK).filter(|index| *index != 0).map(LinkIndex),
         peer_namespace: find(bytes, IFLA_LINK_NETNSID)
             .and_then(|value| value.first_chunk().copied().map(i32::from_ne_bytes)),
     }))
+}
+
+fn read_port(info: &[u8]) -> Option<Port> {
+    find(info, IFLA_INFO_SLAVE_KIND).filter(|kind| kind.starts_with(b"bridge\0"))?;
+    let data = find(info, IFLA_INFO_SLAVE_DATA)?;
+    let flag = |kind| find(data, kind).and_then(u8_of).is_some_and(|value| value != 0);
+    Some(Port { hairpin: flag(IFLA_BRPORT_MODE), isolated: flag(IFLA_BRPORT_ISOLATED) })
 }
 
 fn read_kind(info: &[u8]) -> LinkKind {

@@ -142,6 +142,27 @@ fn ip_sees_our_links_and_addresses() {
 }
 
 #[test]
+fn ip_sees_our_ports_and_we_see_its() {
+    in_empty_netns(|| {
+        for line in ["link add name br type bridge", "link add name a master br type veth peer name b"] {
+            run("ip", &line.split(' ').collect::<Vec<_>>(), "");
+        }
+        let mut socket = Socket::open().unwrap();
+        let index = link(&mut socket, "a").index;
+        let change = PortChange { hairpin: Some(true), ..PortChange::default() };
+        socket.commit(&[Command::SetPort(index, change)]).unwrap();
+        let data = &ip_json(&["link", "show", "dev", "a"])[0]["linkinfo"]["info_slave_data"];
+        assert_eq!((&data["hairpin"], &data["isolated"]), (&true.into(), &false.into()));
+        run(
+            "ip",
+            &["link", "set", "dev", "a", "type", "bridge_slave", "isolated", "on", "hairpin", "off"],
+            "",
+        );
+        assert_eq!(link(&mut socket, "a").port, Some(Port { hairpin: false, isolated: true }));
+    });
+}
+
+#[test]
 fn we_see_links_and_addresses_of_ip() {
     in_empty_netns(|| {
         for line in [

@@ -21,6 +21,7 @@ macro_rules! route_contract {
             a_bridge_is_made_changed_and_removed
             a_veth_has_two_ends_that_go_together
             a_port_belongs_to_its_bridge_until_it_is_taken_out
+            a_port_is_changed_one_property_at_a_time
             links_that_are_there_or_not_are_refused
             an_address_is_added_once_and_read_back
             an_address_brings_its_routes_and_takes_them_along
@@ -206,6 +207,34 @@ pub(crate) fn a_port_belongs_to_its_bridge_until_it_is_taken_out(world: &mut dyn
     assert_eq!((a.master, c.master), (None, Some(bridge)));
     rtnetlink.commit(&[Command::DeleteLink(bridge)]).unwrap();
     assert_eq!(link(&mut *rtnetlink, "c").master, None);
+}
+
+pub(crate) fn a_port_is_changed_one_property_at_a_time(world: &mut dyn World) {
+    let mut rtnetlink = world.open();
+    rtnetlink.commit(&[Command::AddLink(new_bridge("br"))]).unwrap();
+    let bridge = link(&mut *rtnetlink, "br").index;
+    let veth = NewLink::new(name("a"), NewLinkKind::Veth(Peer::new(name("b"))));
+    rtnetlink.commit(&[Command::AddLink(NewLink { master: Some(bridge), ..veth })]).unwrap();
+    let port = |rtnetlink: &mut dyn Rtnetlink| link(rtnetlink, "a").port;
+    assert_eq!(port(&mut *rtnetlink), Some(Port::default()));
+    let index = link(&mut *rtnetlink, "a").index;
+    let hairpin = PortChange { hairpin: Some(true), ..PortChange::default() };
+    rtnetlink.commit(&[Command::SetPort(index, hairpin)]).unwrap();
+    assert_eq!(port(&mut *rtnetlink), Some(Port { hairpin: true, isolated: false }));
+    let change = PortChange { hairpin: Some(false), isolated: Some(true) };
+    rtnetlink.commit(&[Command::SetPort(index, change)]).unwrap();
+    assert_eq!(port(&mut *rtnetlink), Some(Port { hairpin: false, isolated: true }));
+    // Its other end is no port, and neither is what there is not.
+    let other = link(&mut *rtnetlink, "b");
+    assert_eq!(other.port, None);
+    let commands = [Command::SetPort(other.index, hairpin), Command::SetPort(LinkIndex(4711), hairpin)];
+    assert_eq!(errnos(&mut *rtnetlink, &commands), [libc::EOPNOTSUPP, libc::ENODEV]);
+    // Out of the bridge and in again, all is as at first.
+    let set = |master| LinkChange { master: Some(master), ..LinkChange::default() };
+    rtnetlink.commit(&[Command::SetLink(index, set(None))]).unwrap();
+    assert_eq!(port(&mut *rtnetlink), None);
+    rtnetlink.commit(&[Command::SetLink(index, set(Some(bridge)))]).unwrap();
+    assert_eq!(port(&mut *rtnetlink), Some(Port::default()));
 }
 
 pub(crate) fn links_that_are_there_or_not_are_refused(world: &mut dyn World) {
