@@ -118,6 +118,16 @@ impl Problem {
     }
 }
 
+impl common_informer::problem::Problem for Problem {
+    fn reason(&self) -> &'static str {
+        self.reason.as_str()
+    }
+
+    fn message(&self) -> &str {
+        &self.message
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.reason.as_str(), self.message)

@@ -33,10 +33,8 @@ impl World {
             Change::Applied(_) => {}
             Change::Deleted(object) | Change::Excluded { object, .. } => match object.kind {
                 Kind::Service => self.remove(&object.key, touched),
-                Kind::Namespace => {
-                    if self.namespaces.remove(&object.key.name).is_some() {
-                        self.touch_namespace(&object.key.name, touched);
-                    }
+                Kind::Namespace if self.namespaces.remove(&object.key.name).is_some() => {
+                    self.touch_namespace(&object.key.name, touched);
                 }
                 _ => {}
             },

@@ -1,6 +1,7 @@
 //! What should be: which Service has which address, who leads, and the steps to it. Pure.
 
 pub mod book;
+pub mod election;
 pub mod planner;
 pub mod writes;
 

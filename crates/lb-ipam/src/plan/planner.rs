@@ -435,6 +435,11 @@ impl Planner {
         ours.chain(self.others.iter().map(|(key, problems)| (key, &[][..], problems.as_slice())))
     }
 
+    /// How many Services of ours have all that they ask for, and how many have less.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.entries.len() - self.waiting.len(), self.waiting.len())
+    }
+
     /// Who has what.
     pub fn book(&self) -> &Book {
         &self.book

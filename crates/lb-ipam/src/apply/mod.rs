@@ -1,0 +1,70 @@
+//! The only writes: statuses of Services, Events about them, and the Lease.
+
+pub mod lease;
+pub mod service;
+
+use std::error::Error as StdError;
+
+/// Why the API server did not take a write.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// This process does not lead, so the write was not sent.
+    #[error("this process no longer leads")]
+    NotLeading,
+    /// The object is gone, or is another one of that name.
+    #[error("the object is gone")]
+    Gone,
+    /// Another field manager has written the field last, or the object was changed meanwhile.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// It will not take it, however often it is asked.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// It cannot now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl WriteError {
+    /// The word in metrics.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotLeading => "not_leading",
+            Self::Gone => "gone",
+            Self::Conflict(_) => "conflict",
+            Self::Refused(_) => "refused",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+impl From<kube::Error> for WriteError {
+    fn from(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = &error else { return Self::Unavailable(chain(&error)) };
+        let text = format!("{} ({})", status.message, status.code);
+        match status.code {
+            404 => Self::Gone,
+            // K8S: the uid in an applied object is a precondition.
+            409 if text.contains("Precondition failed") || text.contains("uid mismatch") => Self::Gone,
+            409 => Self::Conflict(text),
+            // Overload, and RBAC or tokens that are being mended.
+            401 | 403 | 429 | 500.. => Self::Unavailable(text),
+            _ => Self::Refused(text),
+        }
+    }
+}
+
+/// An error and its causes, without those whose text is already there.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
