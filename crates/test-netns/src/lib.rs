@@ -19,6 +19,7 @@
 //! - [`matrix`]: who reaches whom, as a table, against the expected table.
 //! - [`flow`]: a connection that is kept, to see whether it is cut.
 //! - [`hammer`]: connections without pause, to find the one that should not have been.
+//! - [`interpreter`]: what an nftables ruleset makes of a packet, without a kernel.
 //! - `server`, `conn`, `sctp`: both ends of the wire; `batch`: what `ip` is told.
 //!
 //! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules. On an emulated machine
@@ -29,6 +30,7 @@ pub mod cluster;
 mod conn;
 pub mod flow;
 pub mod hammer;
+pub mod interpreter;
 pub mod matrix;
 pub mod namespace;
 pub mod outcome;

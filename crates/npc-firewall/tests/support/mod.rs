@@ -1,5 +1,5 @@
-//! What the tests of this crate share: an oracle of the policy rules, an interpreter of compiled rulesets,
-//! random clusters, and the public conformance suites.
+//! What the tests of this crate share: an oracle of the policy rules, random clusters, and the public conformance
+//! suites. The interpreter of compiled rulesets is that of `test-netns`.
 //!
 //! ```text
 //! random ──► objects ──┬─► oracle ──────────────► allowed?  ┐
@@ -12,6 +12,7 @@
 
 pub mod cluster;
 pub mod conformance;
-pub mod interpreter;
 pub mod oracle;
 pub mod random;
+
+pub use test_netns::interpreter;

@@ -94,3 +94,6 @@ impl Pure {
         self.planner.ruleset()
     }
 }
+
+pub mod node;
+pub mod oracle;

@@ -37,6 +37,8 @@ pub(crate) const WEB: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 pub(crate) const CLUSTER: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 pub(crate) const EXTERNAL: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
 pub(crate) const BALANCER: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/64"];
+/// Addresses of the outside host beside its usual ones.
+pub(crate) const FAR: [&str; 2] = ["14.0.0.10", "2001:db8:14::10"];
 const MARKER: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 254);
 const ADMIN_PORT: u16 = 20246;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_svc-proxy-ipvs");
@@ -71,6 +73,7 @@ impl Lab {
         for protocol in PROTOCOLS {
             spec = spec.serve(protocol, 8080);
         }
+        let spec = FAR.into_iter().fold(spec, |spec, far| spec.outside(ip(far)));
         let cluster = spec.build().expect("a cluster of namespaces (root is needed)");
         let mut routes = String::new();
         for ranges in [CLUSTER, EXTERNAL, BALANCER] {
@@ -203,6 +206,12 @@ impl Lab {
             format!("--service-external-ip-range={}", EXTERNAL.join(",")),
             format!("--loadbalancer-ip-range={}", BALANCER.join(",")),
         ]
+    }
+
+    /// Runs a program on a node; fails if it fails.
+    pub(crate) fn output(&self, node: &str, words: &[&str]) -> String {
+        let namespace = self.cluster.namespace(node).expect("a node");
+        namespace.output(words[0], &words[1..], "").expect("it succeeds")
     }
 
     /// Addresses of a pod or node, one of each family.

@@ -6,7 +6,17 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod balance;
 mod cluster_ip;
+mod drain;
+mod external;
+mod faulty;
+mod foreign;
 mod lab;
 mod objects;
+mod policy;
+mod refusal;
+mod restart;
+mod scale;
 mod tries;
+mod udp;

@@ -98,6 +98,14 @@ impl Service {
         self
     }
 
+    /// Gives every port this node port.
+    pub(crate) fn set_node_port(&mut self, port: u16) -> &mut Self {
+        for one in self.spec["ports"].as_array_mut().expect("ports") {
+            one["nodePort"] = json!(port);
+        }
+        self
+    }
+
     fn values(&self, name: &str) -> Vec<Value> {
         let ingress: Vec<_> = self.ingress.iter().map(|ip| json!({"ip": ip})).collect();
         let mut values = vec![json!({

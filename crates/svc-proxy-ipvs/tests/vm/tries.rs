@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use test_netns::{Outcome, Probe, Protocol};
+use test_netns::{Family, Outcome, Probe, Protocol};
 
 use crate::lab::{Lab, PROTOCOLS};
 
@@ -72,6 +72,15 @@ impl Lab {
         assert!(wrong.is_empty(), "{case}:\n{}", wrong.join("\n"));
     }
 
+    /// Who answers, one try after another.
+    pub(crate) fn servers(&self, from: &str, to: IpAddr, protocol: Protocol, count: usize) -> Vec<String> {
+        let one = || match self.cluster.probe(from, to, protocol, 80).expect("probed") {
+            Outcome::Connected(answer) => answer.server,
+            other => panic!("{from} -> {to} {protocol}: {other}"),
+        };
+        std::iter::repeat_with(one).take(count).collect()
+    }
+
     /// What is not as expected.
     pub(crate) fn wrong(&self, tries: &[Tries]) -> Vec<String> {
         let mut probes = Vec::new();
@@ -130,7 +139,7 @@ impl Lab {
             .iter()
             .map(|(server, seen)| {
                 let source = match seen {
-                    Seen::Itself => self.addresses(one.from)[index],
+                    Seen::Itself => self.cluster.address(one.from, Family::of(one.to)).expect("an address"),
                     Seen::As(node) => self.addresses(node)[index],
                     Seen::Virtual => one.to,
                 };

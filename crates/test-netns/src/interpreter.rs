@@ -2,56 +2,111 @@
 //!
 //! Headers are real bytes, so a rule that reads a port of a packet that has none, or a v4 address of a v6
 //! packet, goes wrong here as it does in the kernel (net/netfilter/nf_tables_core.c, nft_*.c).
+//!
+//! Chains of type `nat` are run as the kernel runs them: once for each connection and kind of translation. What
+//! a packet looks like afterwards is [`Outcome::packet`], to be sent on to the next hook.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a ruleset that is wrong for every packet ends a test")]
 
 use std::net::IpAddr;
 
-use kernel_nft::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Reject, Side, Verdict};
-use kernel_nft::ruleset::{Chain, ChainType, DataType, Hook, Name, Ruleset, Set, Value};
+use kernel_nft::expr::{
+    CmpOp, CtKey, Direction, Expr, IpVersion, MetaKey, NatKind, PayloadBase, Register, Reject, Side,
+    TupleKey, Verdict,
+};
+use kernel_nft::ruleset::{Chain, ChainType, DataType, Hook, Key, Name, Ruleset, Set, Value};
 
+/// Number of TCP.
 pub const TCP: u8 = 6;
+/// Number of UDP.
 pub const UDP: u8 = 17;
+/// Number of ICMP.
 pub const ICMP: u8 = 1;
+/// Number of ICMPv6.
 pub const ICMPV6: u8 = 58;
+/// Number of SCTP.
 pub const SCTP: u8 = 132;
 
 /// What conntrack says of a packet. `Invalid` and `Untracked` packets have no connection: `ct mark` and
 /// `ct direction` do not match on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CtState {
+    /// Makes no sense to conntrack.
     Invalid,
+    /// The first of its connection.
     New,
+    /// Of a connection that has seen both directions.
     Established,
+    /// Belongs to a connection, such as an ICMP error.
     Related,
+    /// Not tracked.
     Untracked,
 }
 
 /// A packet at a hook.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// Where it is.
     pub hook: Hook,
+    /// Its source address.
     pub source: IpAddr,
+    /// Its destination address.
     pub destination: IpAddr,
+    /// The number of its protocol.
     pub protocol: u8,
     /// First bytes of the transport header.
     pub transport: Vec<u8>,
+    /// What conntrack says of it.
     pub state: CtState,
+    /// It goes against the direction of its connection.
     pub reply: bool,
+    /// `ct status`
     pub ct_status: u32,
+    /// `ct mark`
     pub ct_mark: u32,
+    /// `meta mark`
     pub mark: u32,
+    /// The source is an address of this host.
     pub source_is_local: bool,
+    /// The destination is an address of this host.
     pub destination_is_local: bool,
+    /// Device that it came by.
     pub iif: &'static str,
+    /// Device that it leaves by.
     pub oif: &'static str,
+    /// Address of that device, for `masquerade`.
+    pub oif_address: Option<IpAddr>,
     /// Whether `limit` expressions are over their rate.
     pub over_limit: bool,
+    /// What the first packet of its connection looked like when it came in; `None` if as this one looks.
+    pub original: Option<Tuple>,
+    /// The translation of destinations was decided, maybe to do nothing.
+    pub destination_decided: bool,
+    /// The translation of sources was decided, maybe to do nothing.
+    pub source_decided: bool,
+}
+
+/// Addresses and ports of one direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Source and destination port.
+    pub ports: [u16; 2],
 }
 
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// Whether it goes on.
     pub fate: Fate,
+    /// The packet as it leaves the hook.
+    pub packet: Packet,
+    /// `ct mark` of its connection.
     pub ct_mark: u32,
+    /// `meta mark`
     pub mark: u32,
     /// Named counters that counted it.
     pub counters: Vec<Name>,
@@ -59,10 +114,14 @@ pub struct Outcome {
     pub logs: Vec<(String, u16)>,
 }
 
+/// Whether a packet goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
+    /// It goes on.
     Accepted,
+    /// It is gone.
     Dropped,
+    /// It is gone, and its sender is told.
     Rejected(Reject),
 }
 
@@ -85,8 +144,44 @@ impl Packet {
             destination_is_local: false,
             iif: "eth0",
             oif: "veth0",
+            oif_address: None,
             over_limit: false,
+            original: None,
+            destination_decided: false,
+            source_decided: false,
         }
+    }
+
+    /// Its destination port.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn port(&self) -> u16 {
+        self.tuple().ports[1]
+    }
+
+    /// Sends it elsewhere, as IPVS and translation do. What its connection looked like at first is kept.
+    pub fn redirect(&mut self, destination: IpAddr, port: Option<u16>) {
+        self.remember();
+        self.destination = destination;
+        if let Some(port) = port {
+            self.transport[2..4].copy_from_slice(&port.to_be_bytes());
+        }
+    }
+
+    /// Gives it another source, as translation does.
+    pub fn disguise(&mut self, source: IpAddr) {
+        self.remember();
+        self.source = source;
+    }
+
+    fn remember(&mut self) {
+        self.original = Some(self.original.unwrap_or_else(|| self.tuple()));
+    }
+
+    fn tuple(&self) -> Tuple {
+        let port = |at: usize| u16::from_be_bytes([self.transport[at], self.transport[at + 1]]);
+        Tuple { source: self.source, destination: self.destination, ports: [port(0), port(2)] }
     }
 
     /// An ICMP or ICMPv6 message, after the family of the addresses.
@@ -148,13 +243,19 @@ impl Packet {
 pub fn run(ruleset: &Ruleset, packet: &Packet) -> Outcome {
     let outcome = Outcome {
         fate: Fate::Accepted,
+        packet: packet.clone(),
         ct_mark: packet.ct_mark,
         mark: packet.mark,
         counters: vec![],
         logs: vec![],
     };
-    let mut machine =
-        Machine { ruleset, packet, network: packet.network_header(), registers: [0; 64], outcome };
+    let mut machine = Machine {
+        ruleset,
+        packet: packet.clone(),
+        network: packet.network_header(),
+        registers: [0; 64],
+        outcome,
+    };
     let mut bases: Vec<_> = ruleset
         .chains
         .values()
@@ -163,18 +264,23 @@ pub fn run(ruleset: &Ruleset, packet: &Packet) -> Outcome {
         .collect();
     bases.sort_by_key(|(base, _)| base.priority);
     for (base, chain) in bases {
-        assert!(base.kind == ChainType::Filter, "only filter chains are interpreted");
+        match base.kind {
+            ChainType::Filter => {}
+            ChainType::Nat if machine.decides_now() => {}
+            ChainType::Nat => continue,
+            other => panic!("chains of type {other:?} are not interpreted"),
+        }
         machine.outcome.fate = machine.base_chain(chain);
         if machine.outcome.fate != Fate::Accepted {
             break;
         }
     }
-    machine.outcome
+    Outcome { packet: machine.packet, ..machine.outcome }
 }
 
 struct Machine<'a> {
     ruleset: &'a Ruleset,
-    packet: &'a Packet,
+    packet: Packet,
     network: Vec<u8>,
     registers: [u8; 64],
     outcome: Outcome,
@@ -190,6 +296,37 @@ enum Step {
 }
 
 impl<'a> Machine<'a> {
+    /// KERNEL: nf_nat_inet_fn() asks the chains about the first packet of a connection, once for each kind of
+    /// translation.
+    fn decides_now(&mut self) -> bool {
+        let decided = match self.packet.hook {
+            Hook::Prerouting | Hook::Output => &mut self.packet.destination_decided,
+            Hook::Postrouting | Hook::Input => &mut self.packet.source_decided,
+            other => panic!("nothing is translated at {other:?}"),
+        };
+        let was = std::mem::replace(decided, true);
+        self.packet.state == CtState::New && !was
+    }
+
+    fn translate(&mut self, kind: NatKind, version: IpVersion, address: Register, port: Option<Register>) {
+        let of_kind = match kind {
+            NatKind::Destination => [Hook::Prerouting, Hook::Output],
+            NatKind::Source => [Hook::Postrouting, Hook::Input],
+        };
+        assert!(of_kind.contains(&self.packet.hook), "{kind:?} at {:?}", self.packet.hook);
+        let address = match version {
+            IpVersion::V4 => IpAddr::from(<[u8; 4]>::try_from(self.load(address.0, 4)).unwrap()),
+            IpVersion::V6 => IpAddr::from(<[u8; 16]>::try_from(self.load(address.0, 16)).unwrap()),
+        };
+        assert_eq!(address.is_ipv4(), self.packet.source.is_ipv4(), "translation into another family");
+        let port = port.map(|port| u16::from_be_bytes(self.load(port.0, 2).try_into().unwrap()));
+        match kind {
+            NatKind::Destination => self.packet.redirect(address, port),
+            NatKind::Source => self.packet.disguise(address),
+        }
+        self.network = self.packet.network_header();
+    }
+
     /// `nft_do_chain`: a stack of places to come back to; the policy of base chains is accept.
     fn base_chain(&mut self, chain: &'a Chain) -> Fate {
         const JUMP_STACK_SIZE: usize = 16; // KERNEL: NFT_JUMP_STACK_SIZE
@@ -291,6 +428,25 @@ impl<'a> Machine<'a> {
             Expr::Lookup { set, sreg, verdict_map, negate } => {
                 return self.lookup(set, sreg.0, *verdict_map, *negate);
             }
+            Expr::CtTuple { key, direction, dreg } => {
+                let Some(value) = self.original(*key, *direction) else { return Step::NoMatch };
+                self.store(dreg.0, &value);
+            }
+            Expr::Map { set, sreg, dreg } => {
+                let Some(data) = self.data(set, sreg.0) else { return Step::NoMatch };
+                self.store(dreg.0, data.as_bytes());
+            }
+            Expr::Nat { kind, version, address, port, .. } => {
+                self.translate(*kind, *version, *address, *port);
+                return Step::Verdict(Verdict::Accept);
+            }
+            Expr::Masquerade(_) => {
+                assert!(self.packet.hook == Hook::Postrouting, "masquerade at {:?}", self.packet.hook);
+                let source = self.packet.oif_address;
+                self.packet.disguise(source.unwrap_or_else(|| panic!("no address of {}", self.packet.oif)));
+                self.network = self.packet.network_header();
+                return Step::Verdict(Verdict::Accept);
+            }
             Expr::Immediate { dreg, data } => self.store(dreg.0, data),
             Expr::Verdict(verdict) => return Step::Verdict(verdict.clone()),
             Expr::CounterRef(name) => {
@@ -350,8 +506,39 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// A part of the tuple of the original direction.
+    fn original(&self, key: TupleKey, direction: Direction) -> Option<Vec<u8>> {
+        assert_eq!(direction, Direction::Original, "what the answer looks like is not known");
+        if !self.has_connection() {
+            return None;
+        }
+        let tuple = self.packet.original.unwrap_or_else(|| self.packet.tuple());
+        let of = |side| usize::from(side == Side::Destination);
+        match key {
+            TupleKey::Address(side, version) => {
+                let address = [tuple.source, tuple.destination][of(side)];
+                let is_v4 = version == IpVersion::V4;
+                (address.is_ipv4() == is_v4).then(|| Key::from(address).as_bytes().to_vec())
+            }
+            TupleKey::Port(side) => Some(tuple.ports[of(side)].to_be_bytes().to_vec()),
+        }
+    }
+
+    /// What a data map has for a key.
+    fn data(&self, name: &Name, sreg: u8) -> Option<&'a Key> {
+        let set = self.set(name);
+        match find(set, self.load(sreg, key_len(set)))? {
+            Value::Data(data) => Some(data),
+            other => panic!("{name} is no data map but has {other:?}"),
+        }
+    }
+
+    fn set(&self, name: &Name) -> &'a Set {
+        self.ruleset.sets.get(name).unwrap_or_else(|| panic!("no set {name}"))
+    }
+
     fn lookup(&self, name: &Name, sreg: u8, verdict_map: bool, negate: bool) -> Step {
-        let set = self.ruleset.sets.get(name).unwrap_or_else(|| panic!("no set {name}"));
+        let set = self.set(name);
         assert_eq!(set.spec.is_verdict_map(), verdict_map, "{name} is not that kind of set");
         let found = find(set, self.load(sreg, key_len(set)));
         match found {
@@ -408,7 +595,7 @@ fn key_len(set: &Set) -> usize {
 }
 
 fn find<'a>(set: &'a Set, key: &[u8]) -> Option<&'a Value> {
-    let key = kernel_nft::ruleset::Key::from_bytes(key);
+    let key = Key::from_bytes(key);
     if let Some(value) = set.elements.get(&key) {
         return Some(value);
     }
