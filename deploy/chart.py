@@ -31,6 +31,7 @@ KUBERNETES = ["1.25", "1.33", kubernetes_validate.latest_version()]
 
 # What each program may do, said here a second time on purpose: a change of the chart must be meant.
 READ = ["list", "watch"]
+NAMESPACES = {"apiGroups": [""], "resources": ["namespaces"], "verbs": READ}
 RULES = {
     "npc-firewall": [
         {"apiGroups": [""], "resources": ["namespaces", "pods", "services"], "verbs": READ},
@@ -39,6 +40,18 @@ RULES = {
     "svc-proxy-ipvs": [
         {"apiGroups": [""], "resources": ["nodes", "services"], "verbs": READ},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ},
+    ],
+    "lb-ipam": [
+        {"apiGroups": [""], "resources": ["services"], "verbs": READ},
+        {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    ],
+}
+LEASES = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
+LOCAL_RULES = {
+    "lb-ipam": [
+        LEASES | {"verbs": ["create"]},
+        LEASES | {"resourceNames": ["kube-router-lballoc"], "verbs": ["get", "update"]},
     ],
 }
 # The least values that make a component's objects.
@@ -49,6 +62,7 @@ ENABLING = {
         "apiServer": {"host": "192.0.2.1", "port": 6443},
         "proxy": {"enabled": True},
     },
+    "lb-ipam": {"firewall": {"enabled": False}, "lbIpam": {"enabled": True, "ranges": ["192.0.2.0/24"]}},
 }
 SECURITY = {
     "runAsUser": 0,
@@ -57,6 +71,12 @@ SECURITY = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+}
+NO_PRIVILEGES = {
+    "privileged": False,
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
 }
 HOST_PATHS = {"/proc/sys/net"}
 
@@ -134,6 +154,32 @@ def daemonset_errors(document):
     return [f"broken promise: {promise}" for promise, kept in facts.items() if not kept]
 
 
+def deployment_errors(document):
+    """The same of a component that has no privileges at all."""
+    spec = document["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    volumes = {kind for volume in spec.get("volumes", []) for kind in volume.keys() - {"name"}}
+    facts = {
+        "security context": container["securityContext"] == NO_PRIVILEGES,
+        "no root": spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0,
+        "seccomp": spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"},
+        "nothing of the node": not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys() and volumes <= {"configMap"},
+        "own service account": spec["serviceAccountName"] == document["metadata"]["name"],
+        "replicas apart": "podAntiAffinity" in spec["affinity"],
+        "distinct ports": len({p["containerPort"] for p in container["ports"]}) == len(container["ports"]),
+    }
+    return [f"broken promise: {promise}" for promise, kept in facts.items() if not kept]
+
+
+def role_errors(document):
+    name, rules = document["metadata"]["name"], document["rules"]
+    want = (LOCAL_RULES if document["kind"] == "Role" else RULES)[name]
+    # Only pools that select by namespace need to know namespaces.
+    if name == "lb-ipam" and document["kind"] == "ClusterRole" and NAMESPACES in rules:
+        want = [*want, NAMESPACES]
+    return [] if rules == want else [f"rules are not those of chart.py: {rules}"]
+
+
 def rule_errors(document):
     """Prometheus' own judgement of the rules inside a PrometheusRule."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -150,11 +196,13 @@ def object_errors(document):
     match None if errors else document["kind"]:
         case "DaemonSet":
             errors += daemonset_errors(document)
-        case "ClusterRole" if document["rules"] != RULES[name]:
-            errors.append(f"rules are not those of chart.py: {document['rules']}")
+        case "Deployment":
+            errors += deployment_errors(document)
+        case "ClusterRole" | "Role":
+            errors += role_errors(document)
         case "PrometheusRule":
             errors += rule_errors(document)
-        case "ConfigMap":
+        case "ConfigMap" if name.endswith("-dashboard"):
             dashboard = json.loads(document["data"][name.removesuffix("-dashboard") + ".json"])
             if not dashboard.get("panels"):
                 errors.append("the dashboard has no panels")
@@ -253,9 +301,9 @@ def manifests(update):
 def pod_of(component):
     """The pod template that the chart renders for a component with default values."""
     for document in objects(render(ENABLING[component])):
-        if document["kind"] == "DaemonSet" and document["metadata"]["name"] == component:
+        if document["kind"] in ("DaemonSet", "Deployment") and document["metadata"]["name"] == component:
             return document["spec"]["template"]["spec"]
-    raise SystemExit(f"the chart has no DaemonSet {component}")
+    raise SystemExit(f"the chart has no DaemonSet or Deployment {component}")
 
 
 def main():

@@ -1,6 +1,6 @@
 {{/*
-One component = one DaemonSet with its own ServiceAccount, ClusterRole and
-metrics objects. A component's file (see firewall.yaml) calls
+One component = one DaemonSet or Deployment with its own ServiceAccount,
+ClusterRole and metrics objects. A component's file (see firewall.yaml) calls
 `kube-router-rs.component` with a dict of
 
   root    the chart's top context
@@ -8,7 +8,13 @@ metrics objects. A component's file (see firewall.yaml) calls
   values  its section of values.yaml
   rules   list of ClusterRole rules: what it watches, and nothing more
   args    list of arguments of its own; the common ones are added here
-  ports   ports of its container beside health and metrics; may be absent
+
+and, where it needs them,
+
+  kind        Deployment, for one that runs for the whole cluster
+  localRules  list of rules in the release's own namespace
+  ports       ports of a DaemonSet's container beside health and metrics
+  files       a Deployment's files by name, mounted at /etc/<name>
 
 Names are fixed, not derived from the release: the components own names in the
 kernel of each node, so two releases of one component cannot live in a cluster.
@@ -22,7 +28,11 @@ kernel of each node, so two releases of one component cannot live in a cluster.
 {{- include "kube-router-rs.checkPorts" .root }}
 {{ include "kube-router-rs.access" . }}
 ---
+{{ if eq (.kind | default "DaemonSet") "Deployment" -}}
+{{ include "kube-router-rs.deployment" . }}
+{{- else -}}
 {{ include "kube-router-rs.daemonset" . }}
+{{- end }}
 {{- include "kube-router-rs.monitoring" . }}
 {{- end }}
 {{- end }}
@@ -77,7 +87,7 @@ metadata:
   name: {{ .name }}
   namespace: {{ .root.Release.Namespace }}
   labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
-# The DaemonSet asks for the token itself; nobody else gets one by default.
+# The {{ .kind | default "DaemonSet" }} asks for the token itself; nobody else gets one by default.
 automountServiceAccountToken: false
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -100,4 +110,29 @@ subjects:
   - kind: ServiceAccount
     name: {{ .name }}
     namespace: {{ .root.Release.Namespace }}
+{{- if .localRules }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
+rules: {{- toYaml .localRules | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ .name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ .name }}
+    namespace: {{ .root.Release.Namespace }}
+{{- end }}
 {{- end }}
