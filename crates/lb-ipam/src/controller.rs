@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use common_informer::object::{Batch, Family, Kind, ObjectKey, ObjectRef, Str};
+use common_informer::object::{Batch, Kind, ObjectKey, ObjectRef};
 use common_informer::problem::Problems;
 use node_runtime::metrics::CommonMetrics;
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport};
@@ -23,9 +23,12 @@ use crate::model::claim::{Problem, Reason};
 use crate::model::world::{Touched, World, shown};
 use crate::plan::writes::{Next, StatusChange, Write, next_for};
 use crate::plan::{PlanConfig, Planner, Update};
+use crate::repeats::Repeats;
+use crate::state::{PoolState, Role, ServiceState, State, family_word, sizes};
 
-/// Writes that are handed over at once.
-const WRITES: usize = 500;
+/// Writes that are handed over at once. Each may take some seconds where something behind the API server hangs;
+/// all of them must end within [`node_runtime::health::ITERATION_LIMIT`].
+const WRITES: usize = 100;
 /// A sync that has lasted so long leaves the rest to the next one, so that changes are heard and the loop is
 /// seen to live.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,16 +41,6 @@ pub enum Message {
     Stand,
     /// Objects.
     Objects(Batch),
-}
-
-/// What this process is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Role {
-    /// Not known yet.
-    Undecided,
-    Standby,
-    Leader,
 }
 
 /// Gives addresses, for as long as it leads.
@@ -70,8 +63,13 @@ pub struct Allocator<A> {
     unwritten: BTreeSet<ObjectKey>,
     /// Writes that the API server will not take, and why. Tried again when they change, and at each audit.
     refused: HashMap<ObjectKey, (StatusChange, String)>,
+    /// The last refusal of each that people were told of.
+    refusals_told: HashMap<ObjectKey, String>,
     /// Withdrawals, which are not seen in the status if others have written the same.
     withdrawn: HashMap<ObjectKey, Vec<IpAddr>>,
+    repeats: Repeats,
+    /// Services whose status waits for the status of another.
+    blocked: BTreeMap<ObjectKey, Problem>,
     problems: Problems<Problem>,
     told: BTreeMap<ObjectKey, Vec<Problem>>,
     conflicts: u64,
@@ -94,7 +92,10 @@ impl<A: ServiceStatus> Allocator<A> {
             started: false,
             unwritten: BTreeSet::new(),
             refused: HashMap::new(),
+            refusals_told: HashMap::new(),
             withdrawn: HashMap::new(),
+            repeats: Repeats::default(),
+            blocked: BTreeMap::new(),
             problems: Problems::default(),
             told: BTreeMap::new(),
             conflicts: 0,
@@ -113,6 +114,8 @@ impl<A: ServiceStatus> Allocator<A> {
         self.unwritten.clear();
         self.refused.clear();
         self.withdrawn.clear();
+        self.repeats = Repeats::default();
+        self.blocked.clear();
         self.source = None;
         self.synced = false;
     }
@@ -158,19 +161,22 @@ impl<A: ServiceStatus> Allocator<A> {
     }
 
     /// Writes until all statuses are as planned, or only those are left that cannot be written now.
-    fn write(&mut self, report: &mut Report) {
+    fn write(&mut self, now: Instant, report: &mut Report) {
         let mut failed = BTreeSet::new();
         while !report.not_leading {
-            let writes = self.due(&failed);
+            let writes = self.due(now, &failed, report);
             if writes.is_empty() {
                 return;
             }
             if !self.once && report.began.elapsed() > PATIENCE {
-                report.unfinished = true;
+                report.wake(now);
                 return;
             }
             let results = self.api.commit(&writes);
             for (write, result) in writes.into_iter().zip(results) {
+                if result.is_ok() {
+                    self.repeats.count(&write, now);
+                }
                 self.take_result(write, result, &mut failed, report);
             }
             self.plan();
@@ -178,15 +184,22 @@ impl<A: ServiceStatus> Allocator<A> {
     }
 
     /// The next writes. Forgets Services that need none.
-    fn due(&mut self, failed: &BTreeSet<ObjectKey>) -> Vec<Write> {
+    fn due(&mut self, now: Instant, failed: &BTreeSet<ObjectKey>, report: &mut Report) -> Vec<Write> {
+        self.blocked.clear();
         let mut writes = Vec::new();
         let mut done = Vec::new();
         for key in self.unwritten.iter().filter(|key| !failed.contains(*key)) {
             match next_for(&self.world, &self.planner, key) {
                 Next::Nothing => done.push(key.clone()),
-                Next::Wait => {}
+                Next::Wait { ip, other } => {
+                    let message = format!("{ip} is its own, but still in the status of Service {other}");
+                    self.blocked.insert(key.clone(), Problem::new(Reason::AddressInUse, message));
+                }
                 Next::Write(write) if self.is_pointless(&write) => done.push(key.clone()),
-                Next::Write(write) => writes.push(write),
+                Next::Write(write) => match self.repeats.pause(&write, now) {
+                    Some(until) => report.wake(until),
+                    None => writes.push(write),
+                },
             }
             if writes.len() == WRITES {
                 break;
@@ -221,6 +234,7 @@ impl<A: ServiceStatus> Allocator<A> {
         match result {
             Ok(()) => {
                 self.refused.remove(&key);
+                self.refusals_told.remove(&key);
                 *report.ops.entry(change.word()).or_default() += 1;
                 tracing::info!(service = %key, change = change.word(), addresses = ?ips_of(&change), "status written");
                 match change {
@@ -241,7 +255,9 @@ impl<A: ServiceStatus> Allocator<A> {
                 failed.insert(key);
             }
             Err(WriteError::Refused(message)) => {
-                self.tell(&key, Problem::new(Reason::StatusRefused, message.clone()));
+                if self.refusals_told.insert(key.clone(), message.clone()).as_ref() != Some(&message) {
+                    self.tell(&key, Problem::new(Reason::StatusRefused, message.clone()));
+                }
                 self.refused.insert(key, (change, message));
             }
             Err(error) => {
@@ -268,6 +284,13 @@ impl<A: ServiceStatus> Allocator<A> {
         }
         for (key, (_, message)) in &self.refused {
             let problem = Problem::new(Reason::StatusRefused, message.clone());
+            problems.entry(object(key)).or_default().push(problem);
+        }
+        for (key, problem) in &self.blocked {
+            problems.entry(object(key)).or_default().push(problem.clone());
+        }
+        for key in self.repeats.contested() {
+            let problem = Problem::new(Reason::StatusContested, "somebody else keeps changing its status");
             problems.entry(object(key)).or_default().push(problem);
         }
         self.problems.update(problems);
@@ -300,7 +323,13 @@ struct Report {
     failure: Option<Failure>,
     failures: usize,
     not_leading: bool,
-    unfinished: bool,
+    wake_at: Option<Instant>,
+}
+
+impl Report {
+    fn wake(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
 }
 
 /// The first of the writes that failed.
@@ -348,20 +377,21 @@ impl<A: ServiceStatus> Controller for Allocator<A> {
             failure: None,
             failures: 0,
             not_leading: false,
-            unfinished: false,
+            wake_at: None,
         };
         if self.role == Role::Leader && self.synced {
             if matches!(cause, Cause::Periodic | Cause::Start) {
                 self.look_again();
             }
             self.plan();
-            self.write(&mut report);
+            self.repeats.forget_old(now);
+            self.write(now, &mut report);
         }
         self.note_problems();
         let done = SyncReport {
             // The name is the loop's; these are operations that changed the API server's state.
             kernel_ops: report.ops.into_iter().collect(),
-            wake_at: report.unfinished.then_some(now),
+            wake_at: report.wake_at,
             degraded: self.degradations(),
         };
         if self.once && report.failure.is_none() && !self.problems_of_writes().is_empty() {
@@ -440,57 +470,4 @@ impl<A: ServiceStatus> Controller for Allocator<A> {
             refused: self.refused.iter().map(|(key, (_, why))| (key.to_string(), why.clone())).collect(),
         }
     }
-}
-
-fn family_word(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
-}
-
-/// Pools by number and name, families that they have, and how many addresses.
-fn sizes(config: &PlanConfig) -> impl Iterator<Item = ((usize, Str), Family, u128)> {
-    config.pools.iter().flat_map(|(index, pool)| {
-        [Family::V4, Family::V6].into_iter().filter_map(move |family| {
-            let ranges = pool.ranges.iter().filter(|range| range.family() == family);
-            let size = ranges.fold(0u128, |sum, range| sum.saturating_add(range.size()));
-            (size > 0).then(|| ((index, pool.name.clone()), family, size))
-        })
-    })
-}
-
-/// The page `/state`.
-#[derive(Serialize)]
-struct State {
-    role: Role,
-    /// What was read, and what could not be.
-    source: Option<common_informer::Snapshot>,
-    /// Addresses that two Services had.
-    conflicts: u64,
-    /// Services whose status is not yet as planned.
-    unwritten: Vec<String>,
-    pools: Vec<PoolState>,
-    services: Vec<ServiceState>,
-    /// Statuses that the API server does not take.
-    refused: BTreeMap<String, String>,
-}
-
-#[derive(Serialize)]
-struct PoolState {
-    name: String,
-    family: String,
-    /// As text: more than a number of JSON can be.
-    addresses: String,
-    used: usize,
-}
-
-#[derive(Serialize)]
-struct ServiceState {
-    service: String,
-    /// What it has by the plan.
-    addresses: Vec<IpAddr>,
-    /// What its status says.
-    shown: Vec<IpAddr>,
-    problems: Vec<String>,
 }

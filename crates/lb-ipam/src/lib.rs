@@ -17,5 +17,7 @@ pub mod metrics;
 pub mod model;
 pub mod owned;
 pub mod plan;
+mod repeats;
 pub mod run;
+mod state;
 pub mod term;

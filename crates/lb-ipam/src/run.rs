@@ -13,7 +13,7 @@ use node_runtime::shutdown::CancellationToken;
 use node_runtime::{CommonArgs, Daemon, DaemonError, LoopError};
 use tokio::sync::mpsc;
 
-use crate::apply::lease::{Elector, random};
+use crate::apply::lease::{Elector, Leadership, random};
 use crate::apply::service;
 use crate::args::{Cli, Command, Config, LeaseConfig, PROGRAM};
 use crate::controller::{Allocator, Message};
@@ -109,18 +109,21 @@ async fn allocate(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow
     stop_election.cancel();
     let _ = election.await;
     fed.context("this instance cannot lead")?;
-    match looped {
-        Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
-            let state = leadership.borrow().clone();
-            let why = match (state.error, state.holder) {
-                (Some(error), _) => format!("lease {namespace}/{name}: {error}"),
-                (None, Some(holder)) => format!("{holder} holds the lease {namespace}/{name}"),
-                (None, None) => format!("the lease {namespace}/{name} was not to be had"),
-            };
-            Err(anyhow::Error::new(error).context(why))
-        }
-        result => Ok(result?),
+    let lease = format!("{namespace}/{name}");
+    looped.map_err(|error| explained(error, &lease, &leadership.borrow()))
+}
+
+/// The error for people: an instance that was never ready mostly could not get the Lease.
+fn explained(error: DaemonError, lease: &str, seen: &Leadership) -> anyhow::Error {
+    if !matches!(error, DaemonError::Loop(LoopError::CacheSyncTimeout(_))) {
+        return error.into();
     }
+    let why = match (&seen.error, &seen.holder) {
+        (Some(error), _) => format!("lease {lease}: {error}"),
+        (None, Some(holder)) => format!("{holder} holds the lease {lease}"),
+        (None, None) => format!("the lease {lease} was not to be had"),
+    };
+    anyhow::Error::new(error).context(why)
 }
 
 /// Waits for the loop. The feeder ends by itself when nobody listens; an error of it comes before.

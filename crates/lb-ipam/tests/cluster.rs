@@ -178,12 +178,17 @@ async fn an_address_comes_back_when_its_service_goes_or_is_no_longer_ours() {
     let event = server.state().events[0].clone();
     assert_eq!((&event["reason"], &event["involvedObject"]["name"]), (&json!("NoAddressFree"), &json!("c")));
     assert_eq!(server.address("c"), "");
-    // This server clears no status: `type` goes without a trace of it.
     let a = server.address("a");
-    server.put("a", json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
-    server.show("a", "lb-ipam", &[&a]);
+    server.respec("a", json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
     eventually("c is served", PATIENCE, || server.address("c") == a).await;
     assert_eq!(server.address("a"), "");
+    // Another class: what this program has written goes, and the address with it.
+    let mut spec = load_balancer();
+    spec["loadBalancerClass"] = "acme.io/lb".into();
+    server.put("c", spec);
+    eventually("c is let go", PATIENCE, || server.address("c").is_empty()).await;
+    server.put("e", load_balancer());
+    eventually("e is served", PATIENCE, || server.address("e") == a).await;
     server.put("d", load_balancer());
     server.delete("b");
     eventually("d is served", PATIENCE, || server.address("d") == "192.0.2.2").await;

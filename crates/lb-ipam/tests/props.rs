@@ -356,6 +356,8 @@ impl Lab {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_history_gives_an_address_twice_or_makes_the_plan_depend_on_its_cuts(steps in prop::collection::vec(step(true), 1..40)) {
         let mut lab = Lab::new();

@@ -83,6 +83,8 @@ pub enum Reason {
     StatusOfOthers,
     /// The API server refuses the status.
     StatusRefused,
+    /// Somebody writes another status each time that it was put right.
+    StatusContested,
 }
 
 /// Which Services are ours.
@@ -107,6 +109,7 @@ impl Reason {
             Self::WishUnclear => "WishUnclear",
             Self::StatusOfOthers => "StatusOfOthers",
             Self::StatusRefused => "StatusRefused",
+            Self::StatusContested => "StatusContested",
         }
     }
 }

@@ -49,8 +49,13 @@ impl StatusChange {
 pub enum Next {
     /// Nothing: it is as planned.
     Nothing,
-    /// Nothing yet: an address is still in the status of another Service, from which it will go.
-    Wait,
+    /// Nothing yet: an address is still in the status of another Service, which may not have it.
+    Wait {
+        /// The address.
+        ip: IpAddr,
+        /// Who shows it.
+        other: ObjectKey,
+    },
     /// This.
     Write(Write),
 }
@@ -63,25 +68,30 @@ pub fn next_for(world: &World, planner: &Planner, key: &ObjectKey) -> Next {
         return of_another(service, planner).map_or(Next::Nothing, write);
     };
     let shown: Addresses = shown(service).collect();
-    let clear = |ip: &&IpAddr| shown.contains(ip) || !is_leaving_another(world, planner, key, **ip);
-    let wanted: Addresses = planned.iter().filter(clear).copied().collect();
-    match of_ours(service, &shown, &wanted, planner) {
-        Some(change) => write(change),
-        None if wanted.len() < planned.len() => Next::Wait,
-        None => Next::Nothing,
+    // An address that another one still shows is left out until it no longer does.
+    let mut wait = None;
+    let mut wanted = Addresses::new();
+    for ip in planned {
+        match shown_by_another(world, planner, key, *ip).filter(|_| !shown.contains(ip)) {
+            None => wanted.push(*ip),
+            Some(other) => wait = Some(Next::Wait { ip: *ip, other: other.clone() }),
+        }
     }
+    let change = of_ours(service, &shown, &wanted, planner).map(write);
+    change.or(wait).unwrap_or(Next::Nothing)
 }
 
-/// Whether another Service that may not have `ip` still shows it, and a write is due that ends this.
-fn is_leaving_another(world: &World, planner: &Planner, key: &ObjectKey, ip: IpAddr) -> bool {
-    planner.book().shown_by(ip).iter().filter(|other| *other != key).any(|other| {
-        let Some(service) = world.service(other) else { return false };
-        // External IPs are not ours to take away.
-        shown(service).any(|shown| shown == ip)
-            && match planner.addresses(other) {
-                Some(theirs) => !theirs.contains(&ip),
-                None => service.settings.service_type != ServiceType::LoadBalancer,
-            }
+/// Who has `ip` in its status, but not by the plan.
+fn shown_by_another<'a>(
+    world: &World,
+    planner: &'a Planner,
+    key: &ObjectKey,
+    ip: IpAddr,
+) -> Option<&'a ObjectKey> {
+    planner.book().shown_by(ip).iter().filter(|other| *other != key).find(|other| {
+        let holds = planner.addresses(other).is_some_and(|theirs| theirs.contains(&ip));
+        // External IPs are not ours to take away, and would keep it for ever.
+        !holds && world.service(other).is_some_and(|service| shown(service).any(|shown| shown == ip))
     })
 }
 

@@ -132,6 +132,17 @@ impl ApiServer {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    /// Changes the spec of a Service and leaves its status, as servers did before they cleared it with the type.
+    pub(crate) fn respec(&self, name: &str, spec: Value) {
+        let mut state = self.state();
+        let key = ("x".to_owned(), name.to_owned());
+        let mut object = state.services[&key].clone();
+        object["spec"] = spec;
+        state.store(key, object);
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     pub(crate) fn delete(&self, name: &str) {
         let mut state = self.state();
         let key = ("x".to_owned(), name.to_owned());
