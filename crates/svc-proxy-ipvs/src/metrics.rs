@@ -95,9 +95,9 @@ impl Metrics {
         for (service, part) in planner.parts() {
             for key in part.virtuals.keys() {
                 let Some(state) = ours.get(key) else { continue };
-                let ServiceKey::Address { protocol, address, port } = *key else { continue };
-                let (vip, port) = (address.to_string(), port.to_string());
-                let protocol = protocol.to_string();
+                let Some(front) = planner.front(key) else { continue };
+                let (vip, port) = (front.ip.to_string(), front.port.to_string());
+                let protocol = front.protocol.to_string();
                 let labels = [&*service.namespace, &*service.name, &vip, &protocol, &port];
                 let with = |more| [&labels[..], &[more]].concat();
                 self.connections.with_label_values(&labels).inc_by(state.stats.connections);

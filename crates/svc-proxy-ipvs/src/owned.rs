@@ -23,10 +23,37 @@ pub const DSTNAT_PRIORITY: i32 = -100;
 /// Priority of the chain `postrouting`: `srcnat`.
 pub const SRCNAT_PRIORITY: i32 = 100;
 
+/// Priority of the chain `dsr-raw`, before connection tracking: `raw`.
+pub const RAW_PRIORITY: i32 = -300;
+
+/// Priority of the chain `dsr-mark` at prerouting: after everybody else's, since IPVS compares whole marks.
+pub const MARK_PRIORITY: i32 = -90;
+
+/// Priority of the chain `dsr-output` (type `route`): after translation of destinations (-100), so that only what
+/// still goes to a virtual address is marked, and before IPVS (-98).
+pub const MARK_OUTPUT_PRIORITY: i32 = -99;
+
+/// Marks of packets to fronts that are served by direct return, and to other fronts of their addresses: the bits of
+/// [`MARK_MASK`]. The others are the number of the front; 0 for fronts that IPVS knows by their address.
+pub const MARK: u32 = 0x4d00_0000;
+
+/// Bits of [`MARK`] that are the same in all of our marks. The whole mark is written.
+pub const MARK_MASK: u32 = 0xff00_0000;
+
+/// Preference of the ip rules that lead marked packets to [`MARK_TABLE`].
+pub const MARK_RULE: u32 = 32764;
+
+/// The routing table by which marked packets are this node's.
+pub const MARK_TABLE: u32 = 78;
+
+/// The devices of tunnels in the network namespaces of pods that are served by direct return; kube-router's names.
+pub const TUNNELS: [&str; 2] = ["kube-tunnel-if", "kube-tunnel-v6"];
+
 /// The device that routes of virtual addresses point to. It has no addresses.
 pub const DEVICE: &str = "kube-dummy-if";
 
-/// Protocol number of the routes of virtual addresses, which are in the table `local`.
+/// Protocol number of the routes of virtual addresses, which are in the table `local`, and of the routes and rules
+/// of marked packets.
 pub const ROUTE_PROTOCOL: u8 = 44;
 
 /// Sysctls that are set, and to what. Those of IPVS exist once its module is loaded.
@@ -48,3 +75,11 @@ pub const SYSCTLS: [(&str, &str); 7] = [
 /// Sysctls that are set where they exist: packets between two pods on one bridge pass IPVS in both directions.
 pub const BRIDGE_SYSCTLS: [(&str, &str); 2] =
     [("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")];
+
+/// Sysctls that are set while something is served by direct return, and set back when that is over.
+///
+/// - `vs/pmtu_disc`: 0 where UDP is served so. What is too large for the tunnel is fragmented; the sender cannot be
+///   told to send less by a node that has no address of the front.
+/// - `vs/sloppy_tcp`: 1 where the scheduler is `mh`. Connections that come by another node from one packet to the
+///   next are taken on in the middle, and the hash leads them to the same endpoint.
+pub const DIRECT_SYSCTLS: [&str; 2] = ["net/ipv4/vs/pmtu_disc", "net/ipv4/vs/sloppy_tcp"];

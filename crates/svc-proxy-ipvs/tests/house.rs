@@ -30,9 +30,17 @@ fn docs_kernel_ownership_says_what_owned_rs_says() {
         format!("base chain priority at forward: {}", owned::FORWARD_PRIORITY),
         format!("nat chain priority at prerouting, output: {}", owned::DSTNAT_PRIORITY),
         format!("nat chain priority at postrouting: {}", owned::SRCNAT_PRIORITY),
+        format!("base chain priority at prerouting, before tracking: {}", owned::RAW_PRIORITY),
+        format!("base chain priority at prerouting, last: {}", owned::MARK_PRIORITY),
+        format!("route chain priority at output: {}", owned::MARK_OUTPUT_PRIORITY),
+        format!("packet marks: {:#x}/{:#x}", owned::MARK, owned::MARK_MASK),
+        format!("preference of ip rules: {}", owned::MARK_RULE),
+        format!("routing table: {}", owned::MARK_TABLE),
         format!("device: {}", owned::DEVICE),
-        format!("protocol number of routes in table local: {}", owned::ROUTE_PROTOCOL),
+        format!("protocol number of routes and rules: {}", owned::ROUTE_PROTOCOL),
     ];
+    owned.extend(owned::TUNNELS.map(|name| format!("device in pods: {name}")));
+    owned.extend(owned::DIRECT_SYSCTLS.map(|name| format!("sysctl set with direct return: {name}")));
     owned.extend(owned::SYSCTLS.map(|(name, value)| format!("sysctl set to {value}: {name}")));
     owned.extend(
         owned::BRIDGE_SYSCTLS.map(|(name, value)| format!("sysctl set to {value} where it exists: {name}")),

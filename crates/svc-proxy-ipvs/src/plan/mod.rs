@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   World, Addresses ──touched──► Planner ──┬─ part     one Service: virtual services, gates, addresses
+//!                                           ├─ dsr      Services whose endpoints answer directly
 //!                                           ├─ rules    the nftables table
 //!                                           └─ shared   addresses that several Services have
 //!   wanted, held, now ──► steps: commands for IPVS; drains of what is no longer wanted
 //! ```
 
+pub mod dsr;
 pub mod options;
 pub mod part;
 pub mod planner;

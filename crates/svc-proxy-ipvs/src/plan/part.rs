@@ -13,12 +13,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use common_informer::endpoints::{
-    Fate, Frontend, Origin, Policies, PortKey, Selection, Traffic, ready_addresses_here, select,
+    Candidate, Fate, Frontend, Origin, Policies, PortKey, Selection, Traffic, ready_addresses_here, select,
 };
 use common_informer::object::{Family, FullService, FullServicePort, ObjectKey, ServiceType, TrafficPolicy};
 use ipnet::IpNet;
-use kernel_netlink::ipvs::{Destination, DestinationKey, Persistence, Service, ServiceKey};
+use kernel_netlink::ipvs::{Destination, Persistence, Service, ServiceKey};
 
+use super::dsr::{self, Direct};
 use super::options::{Balancing, balancing, flag};
 use super::{Front, Gate, PlanConfig, Virtual};
 use crate::model::addresses::Addresses;
@@ -42,6 +43,11 @@ pub struct Part {
     /// What becomes of new connections, by front. There are fronts without a virtual service: those without
     /// endpoints.
     pub gates: BTreeMap<Front, Gate>,
+    /// What is served by direct return. Its gates are in [`Part::gates`], its virtual services, once they have
+    /// marks, in [`Part::virtuals`].
+    pub direct: Direct,
+    /// External fronts that IPVS knows by their address.
+    pub external: BTreeSet<Front>,
     /// Addresses that must be this node's.
     pub vips: BTreeSet<IpAddr>,
     /// Where packets from pods of this node and from the node itself to a front go instead.
@@ -67,6 +73,7 @@ pub fn part(key: &ObjectKey, world: &World, addresses: &Addresses, config: &Plan
         service,
         policies: Policies::of(service),
         balancing,
+        wants_direct: dsr::is_wanted(settings, &mut part.problems),
         without_balancer_ips: flag(settings, "service.skiplbips", &mut part.problems),
         world,
         addresses,
@@ -120,6 +127,7 @@ struct Writer<'a> {
     service: &'a FullService,
     policies: Policies,
     balancing: Balancing,
+    wants_direct: bool,
     without_balancer_ips: bool,
     world: &'a World,
     addresses: &'a Addresses,
@@ -131,8 +139,23 @@ impl Writer<'_> {
         let selection = select(key, self.world.place(), self.world.slices(&self.service.key));
         for (front, origin) in self.fronts(port, family) {
             let Some(policy) = self.policies.to(origin.traffic()) else { continue };
-            self.front(front, origin, policy, &selection, part);
-            let short_cut = origin.traffic() == Traffic::External && policy == TrafficPolicy::Local;
+            let own = &self.addresses.own;
+            let direct = self.wants_direct && dsr::is_possible(&front, origin, own, &mut part.problems);
+            let gate = if direct {
+                self.direct_front(front, policy, &selection, part)
+            } else {
+                self.front(front, origin, policy, &selection, part)
+            };
+            let restricted = origin == Origin::LoadBalancer && self.service.settings.source_ranges.is_some();
+            if restricted {
+                part.sources = self.service.settings.source_ranges.clone();
+            }
+            let gate = if restricted && gate == Gate::Serve { Gate::Sources } else { gate };
+            part.gates.insert(front, gate);
+            // What comes from here to an endpoint gains nothing by direct return, and cannot return to itself.
+            let all = policy == TrafficPolicy::Local
+                || (direct && self.policies.internal == TrafficPolicy::Cluster);
+            let short_cut = origin.traffic() == Traffic::External && all;
             if short_cut && let Some(cluster_ip) = self.cluster_ip(family) {
                 part.inside.insert(front, (cluster_ip, port.port));
             }
@@ -191,26 +214,58 @@ impl Writer<'_> {
         policy: TrafficPolicy,
         selection: &Selection,
         part: &mut Part,
-    ) {
-        let restricted = origin == Origin::LoadBalancer && self.service.settings.source_ranges.is_some();
-        let gate = match selection.fate(policy) {
-            Fate::Served if restricted => Gate::Sources,
-            Fate::Served => Gate::Serve,
-            Fate::Dropped => Gate::Drop,
-            Fate::Refused => Gate::Refuse,
-        };
-        if restricted {
-            part.sources = self.service.settings.source_ranges.clone();
-        }
-        part.gates.insert(front, gate);
+    ) -> Gate {
         // An address that the node has anyway stays the node's: it needs no route, and its other ports are open.
         if origin != Origin::NodePort && !self.addresses.own.contains(&front.ip) {
             part.vips.insert(front.ip);
+            if origin != Origin::ClusterIp {
+                part.external.insert(front);
+            }
         }
-        part.virtuals.insert(front.service_key(), Arc::new(self.virtual_service(front, policy, selection)));
+        let to = |endpoint: &Candidate| Some(Destination::new(endpoint.address, endpoint.port));
+        let wanted = self.virtual_service(front, policy, selection, to);
+        part.virtuals.insert(front.service_key(), Arc::new(wanted));
+        match selection.fate(policy) {
+            Fate::Served => Gate::Serve,
+            Fate::Dropped => Gate::Drop,
+            Fate::Refused => Gate::Refuse,
+        }
     }
 
-    fn virtual_service(&self, front: Front, policy: TrafficPolicy, selection: &Selection) -> Virtual {
+    fn direct_front(
+        &self,
+        front: Front,
+        policy: TrafficPolicy,
+        selection: &Selection,
+        part: &mut Part,
+    ) -> Gate {
+        let own = &self.addresses.own;
+        let to = |endpoint: &Candidate| dsr::destination(endpoint, &front, own, &mut part.problems);
+        let wanted = self.virtual_service(front, policy, selection, to);
+        let here = selection.endpoints.iter().filter(|endpoint| {
+            endpoint.local && dsr::destination(endpoint, &front, own, &mut Vec::new()).is_some()
+        });
+        for endpoint in here {
+            part.direct.pods.entry(endpoint.address).or_default().insert(front.ip);
+            part.direct.replies.insert(front);
+        }
+        let serves = !wanted.destinations.is_empty();
+        part.direct.unmarked.insert(front, wanted);
+        match selection.fate(policy) {
+            Fate::Served if serves => Gate::Serve,
+            Fate::Dropped => Gate::Drop,
+            Fate::Served | Fate::Refused => Gate::Refuse,
+        }
+    }
+
+    /// The virtual service of a front, with the destinations that endpoints are for it.
+    fn virtual_service(
+        &self,
+        front: Front,
+        policy: TrafficPolicy,
+        selection: &Selection,
+        mut destination: impl FnMut(&Candidate) -> Option<Destination>,
+    ) -> Virtual {
         let seconds = self.service.settings.affinity_seconds;
         let key = front.service_key();
         let service = Service {
@@ -218,16 +273,16 @@ impl Writer<'_> {
             persistence: seconds.map(|seconds| Persistence::per_client(seconds, key.family())),
             ..Service::new(key, self.balancing.scheduler)
         };
-        let serving =
-            selection.serving(policy).map(|endpoint| Destination::new(endpoint.address, endpoint.port));
-        let lingering = selection.endpoints.iter().filter(|endpoint| !endpoint.verdict(policy).serves());
-        Virtual {
-            service,
-            destinations: serving.collect(),
-            lingering: lingering
-                .map(|endpoint| DestinationKey { address: endpoint.address, port: endpoint.port })
-                .collect(),
+        let mut wanted = Virtual { service, destinations: Vec::new(), lingering: Vec::new() };
+        for endpoint in &selection.endpoints {
+            let Some(to) = destination(endpoint) else { continue };
+            if endpoint.verdict(policy).serves() {
+                wanted.destinations.push(to);
+            } else {
+                wanted.lingering.push(to.key);
+            }
         }
+        wanted
     }
 
     fn health(&self, part: &mut Part) {

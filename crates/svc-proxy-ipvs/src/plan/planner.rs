@@ -1,21 +1,26 @@
 //! Keeps the wanted state of all Services, and changes what a change of the world touched.
 
+mod direct;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use common_informer::object::{ObjectKey, ObjectRef};
+use common_informer::object::{Family, ObjectKey, ObjectRef, Protocol};
 use kernel_netlink::ipvs::ServiceKey;
 use kernel_nft::{Op, Ruleset, TableFlags};
+
+pub use direct::{DirectNeeds, DirectPod};
+
+use direct::DirectPlan;
 
 use super::part::{HealthCheck, Part, part};
 use super::rules::Rules;
 use super::shared::{Difference, Shared};
-use super::{PlanConfig, Virtual};
+use super::{Drain, Front, PlanConfig, Virtual};
 use crate::model::addresses::Addresses;
 use crate::model::problem::Problem;
 use crate::model::world::{Touched, World};
-
 /// The wanted state.
 #[derive(Debug)]
 pub struct Planner {
@@ -24,6 +29,9 @@ pub struct Planner {
     parts: HashMap<ObjectKey, Part>,
     virtuals: BTreeMap<ServiceKey, Arc<Virtual>>,
     vips: Shared<IpAddr>,
+    /// Virtual addresses that are local by a route: those of `vips` that nothing is served on by direct return.
+    routed: BTreeSet<IpAddr>,
+    direct: DirectPlan,
     local: Shared<IpAddr>,
     rules: Rules,
     /// Services with problems, so that they are found without a walk through all.
@@ -42,7 +50,7 @@ pub struct Update {
     pub table: Vec<Op>,
     /// Virtual services that are other than before, or no longer there.
     pub services: BTreeSet<ServiceKey>,
-    /// Virtual addresses that came and went.
+    /// Routes of virtual addresses that came and went.
     pub vips: Difference<IpAddr>,
 }
 
@@ -56,6 +64,8 @@ impl Planner {
             parts: HashMap::new(),
             virtuals: BTreeMap::new(),
             vips: Shared::default(),
+            routed: BTreeSet::new(),
+            direct: DirectPlan::new(),
             local: Shared::default(),
             faulty: BTreeSet::new(),
             health: BTreeMap::new(),
@@ -90,14 +100,100 @@ impl Planner {
             (before.as_ref() != self.virtuals.get(&key)).then_some(key)
         };
         let services = before.into_iter().filter_map(is_other).collect();
-        let vips = self.vips.take_difference();
+        let vips = self.take_routes();
         let local = self.local.take_difference();
         vips.new.iter().for_each(|ip| self.rules.set_vip(*ip, true));
         vips.gone.iter().for_each(|ip| self.rules.set_vip(*ip, false));
         local.new.iter().for_each(|ip| self.rules.set_local(*ip, true));
         local.gone.iter().for_each(|ip| self.rules.set_local(*ip, false));
         self.rules.set_pod_cidrs(&world.pod_cidrs());
+        if let Some(wanted) = self.direct.settle() {
+            self.rules.set_direct(&wanted);
+        }
         Update { table: self.rules.take_steps(), services, vips }
+    }
+
+    /// Routes of virtual addresses that came and went.
+    fn take_routes(&mut self) -> Difference<IpAddr> {
+        let differences = [self.vips.take_difference(), self.direct.vips.take_difference()];
+        let touched: BTreeSet<_> = differences
+            .into_iter()
+            .flat_map(|difference| [difference.new, difference.gone])
+            .flatten()
+            .collect();
+        let mut routes = Difference::default();
+        for ip in touched {
+            if self.vips.contains(&ip) && !self.direct.vips.contains(&ip) {
+                if self.routed.insert(ip) {
+                    routes.new.push(ip);
+                }
+            } else if self.routed.remove(&ip) {
+                routes.gone.push(ip);
+            }
+        }
+        routes
+    }
+
+    /// Takes over the marks that the table in the kernel has. To be called before the first update.
+    pub fn adopt_marks(&mut self, marks: impl IntoIterator<Item = (Front, u32)>) {
+        self.direct.adopt(marks);
+    }
+
+    /// Says how large packets to endpoints on this node may be.
+    pub fn set_mtu(&mut self, mtu: u16) -> Vec<Op> {
+        self.direct.set_mtu(mtu);
+        if let Some(wanted) = self.direct.settle() {
+            self.rules.set_direct(&wanted);
+        }
+        self.rules.take_steps()
+    }
+
+    /// The front of a virtual service.
+    pub fn front(&self, key: &ServiceKey) -> Option<Front> {
+        match *key {
+            ServiceKey::Mark { mark, .. } => self.direct.front(mark),
+            ServiceKey::Address { protocol, address: ip, port } => {
+                let mut known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter();
+                let protocol = known.find(|known| known.number() == protocol.0)?;
+                Some(Front { ip, protocol, port })
+            }
+        }
+    }
+
+    /// How destinations of a virtual service leave, where those of its kind leave by `drain`: UDP has no
+    /// connections to wait for, and a mark does not say that it is UDP.
+    pub fn drain(&self, key: &ServiceKey, drain: Drain) -> Drain {
+        let datagrams = self.front(key).is_some_and(|front| front.protocol == Protocol::Udp);
+        Drain { graceful: drain.graceful && !datagrams, ..drain }
+    }
+
+    /// Endpoints on this node that are served by direct return.
+    pub fn direct_pods(&self) -> BTreeMap<IpAddr, DirectPod> {
+        let mut pods: BTreeMap<IpAddr, DirectPod> = BTreeMap::new();
+        for key in self.direct.services() {
+            let Some(part) = self.parts.get(key) else { continue };
+            for (pod, vips) in &part.direct.pods {
+                let pod = pods.entry(*pod).or_default();
+                pod.vips.extend(vips);
+                pod.services.insert(key.clone());
+            }
+        }
+        pods
+    }
+
+    /// What direct return needs of the node.
+    pub fn direct_needs(&self) -> DirectNeeds {
+        let mut needs = DirectNeeds::default();
+        for front in self.direct.fronts() {
+            let v4 = front.family() == Family::V4;
+            needs.families[usize::from(!v4)] = true;
+            needs.datagrams |= v4 && front.protocol == Protocol::Udp;
+        }
+        needs.hashed = self.direct.services().filter_map(|key| self.parts.get(key)).any(|part| {
+            let direct = part.virtuals.iter().filter(|(key, _)| matches!(key, ServiceKey::Mark { .. }));
+            direct.into_iter().any(|(_, wanted)| wanted.service.scheduler.as_str() == "mh")
+        });
+        needs
     }
 
     fn withdraw(&mut self, key: &ObjectKey, old: &Part, before: &mut Before) {
@@ -108,13 +204,15 @@ impl Planner {
         }
         old.vips.iter().for_each(|ip| self.vips.release(ip));
         old.local.iter().for_each(|ip| self.local.release(ip));
+        self.direct.withdraw(key, old);
         if let Some(check) = &old.health {
             self.health.remove(&check.port);
         }
         self.faulty.remove(key);
     }
 
-    fn install(&mut self, key: &ObjectKey, new: Part, before: &mut Before) {
+    fn install(&mut self, key: &ObjectKey, mut new: Part, before: &mut Before) {
+        self.direct.install(key, &mut new);
         self.rules.insert(key, &new);
         for (virtual_key, wanted) in &new.virtuals {
             let was = self.virtuals.insert(*virtual_key, wanted.clone());
@@ -147,14 +245,14 @@ impl Planner {
         &self.virtuals
     }
 
-    /// All wanted virtual addresses.
+    /// All virtual addresses that are to be local by a route.
     pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.vips.iter().copied()
+        self.routed.iter().copied()
     }
 
-    /// Whether a virtual address is wanted.
+    /// Whether a virtual address is to be local by a route.
     pub fn wants_vip(&self, ip: IpAddr) -> bool {
-        self.vips.contains(&ip)
+        self.routed.contains(&ip)
     }
 
     /// The node's own addresses, as they were planned with.

@@ -14,6 +14,8 @@
 //! Connections that are established pass the first rule; they are IPVS's. What is looked up is looked up once,
 //! by address, protocol and port: no chain grows with the number of Services.
 
+mod direct;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -25,6 +27,8 @@ use kernel_nft::{
     Name, NatFlags, Op, Reject, Rule, Ruleset, SetSpec, Side, Table, TableFlags, Value, Verdict,
 };
 use sha2::{Digest, Sha256};
+
+pub use direct::{DirectTable, marks};
 
 use super::part::Part;
 use super::{Front, Gate, PlanConfig};
@@ -47,7 +51,9 @@ const ICMPV6: [u8; 7] = [128, 1, 2, 3, 4, 135, 136];
 #[derive(Debug)]
 pub struct Rules {
     journal: Journal,
+    families: Vec<Family>,
     pod_cidrs: Vec<IpNet>,
+    direct: DirectTable,
 }
 
 /// The served, original destination of a connection.
@@ -82,7 +88,12 @@ impl Rules {
             flags,
             comment: Some(owned::TABLE_COMMENT.into()),
         };
-        let mut rules = Self { journal: Journal::new(Ruleset::new(table)), pod_cidrs: Vec::new() };
+        let mut rules = Self {
+            journal: Journal::new(Ruleset::new(table)),
+            families: config.families.clone(),
+            pod_cidrs: Vec::new(),
+            direct: DirectTable::default(),
+        };
         for (name, comment) in COUNTERS {
             rules.journal.add_counter(&name.into(), comment);
         }
@@ -162,7 +173,8 @@ impl Rules {
                 (Gate::Sources, Some(chain)) => Verdict::Goto(chain.clone()),
             };
             self.journal.set_element(&of("gate", front.family()), key(front), Some(Value::Verdict(verdict)));
-            if matches!(gate, Gate::Serve | Gate::Sources) {
+            let is_direct = part.direct.marks.contains_key(front);
+            if matches!(gate, Gate::Serve | Gate::Sources) && !is_direct {
                 self.journal.set_element(&of("served", front.family()), key(front), Some(Value::Member));
             }
         }
