@@ -7,41 +7,22 @@
 //! | `/`, `/healthz`, `/readyz` | everybody |
 //! | metrics | everybody on the listener of `--metrics-port`; else clients on this node |
 //! | `/state` | clients on this node (which `kubectl port-forward` is) |
-//!
-//! One request a connection, one deadline for all of it, a limit on connections, a part of which is kept for
-//! clients on this node: the kubelet is one, and its probes must get through when others flood the port.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
 
-use crate::args::{ListenAddr, Listener};
+use crate::args::Listener;
 use crate::controller_loop::{InspectError, Inspector};
 use crate::health::Health;
+use crate::http::{self, Asked, HeaderValue, Method, Page, Places, StatusCode};
 use crate::metrics::{self, Registry};
 use crate::shutdown::CancellationToken;
 use crate::{Program, error_chain};
 
-/// Time for a whole connection, from accept to the last byte.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Time for the request's head.
-const HEAD_LIMIT: Duration = Duration::from_secs(5);
-/// Bytes that a request's head may have; hyper's least.
-const HEAD_BYTES: usize = 8 * 1024;
 /// Connections at a time, from elsewhere and from this node.
 const REMOTE_CONNECTIONS: usize = 48;
 const LOCAL_CONNECTIONS: usize = 16;
@@ -80,28 +61,6 @@ pub fn spawn(admin: Admin, listeners: &[Listener], metrics_path: &str, shutdown:
     }
 }
 
-/// The sockets of an address: for [`ListenAddr::Any`] one for both families where the kernel allows it, else
-/// one for each family that there is.
-///
-/// # Errors
-/// The kernel's, when there is nothing to listen on.
-pub async fn bind(addr: ListenAddr, port: u16) -> io::Result<Vec<TcpListener>> {
-    let ip = match addr {
-        ListenAddr::Ip(ip) => return Ok(vec![TcpListener::bind((ip, port)).await?]),
-        ListenAddr::Any => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-    };
-    let any_v4 = (Ipv4Addr::UNSPECIFIED, port);
-    let dual = match TcpListener::bind((ip, port)).await {
-        Ok(dual) => dual,
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-        // No IPv6 on this machine.
-        Err(_) => return Ok(vec![TcpListener::bind(any_v4).await?]),
-    };
-    // KERNEL: with net.ipv6.bindv6only=1 the socket takes IPv6 only, and only then this succeeds.
-    let v4 = TcpListener::bind((Ipv4Addr::UNSPECIFIED, dual.local_addr()?.port())).await;
-    Ok(std::iter::once(dual).chain(v4).collect())
-}
-
 struct Pages {
     admin: Admin,
     metrics_path: String,
@@ -110,21 +69,19 @@ struct Pages {
 
 impl Pages {
     async fn serve(self: Arc<Self>) {
-        let sockets = self.bind_with_retry().await;
-        let limits = Arc::new(Limits::default());
-        let accepting = sockets.into_iter().map(|socket| accept(socket, Arc::clone(&self), limits.clone()));
-        futures::future::join_all(accepting).await;
+        let socket = self.bind_with_retry().await;
+        http::serve(socket, Places::new(REMOTE_CONNECTIONS, LOCAL_CONNECTIONS), self).await;
     }
 
-    async fn bind_with_retry(&self) -> Vec<TcpListener> {
+    async fn bind_with_retry(&self) -> TcpListener {
         let Listener { addr, port, .. } = self.listener;
         let mut delay = BIND_RETRY.0;
         loop {
-            let error = match bind(addr, port).await {
-                Ok(sockets) => {
+            let error = match http::bind(addr, port) {
+                Ok(socket) => {
                     tracing::info!(%addr, port, "admin port open");
                     self.admin.health.recover(LISTEN_FAILED);
-                    return sockets;
+                    return socket;
                 }
                 Err(error) => error,
             };
@@ -132,25 +89,6 @@ impl Pages {
             self.admin.health.degrade(LISTEN_FAILED, format!("address {addr}, port {port}: {error}"));
             sleep(delay).await;
             delay = (delay * 2).min(BIND_RETRY.1);
-        }
-    }
-
-    async fn answer(&self, method: &Method, path: &str, on_this_node: bool) -> Page {
-        if method != Method::GET && method != Method::HEAD {
-            return Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        }
-        match path {
-            "/" => self.index(),
-            "/healthz" => self.healthz(),
-            "/readyz" => self.readyz(),
-            "/state" if on_this_node => self.state().await,
-            path if path == self.metrics_path && (on_this_node || self.listener.metrics) => {
-                self.metrics().await
-            }
-            path if path == "/state" || path == self.metrics_path => {
-                Page::text(StatusCode::FORBIDDEN, "only for clients on this node\n")
-            }
-            _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
         }
     }
 
@@ -191,9 +129,7 @@ impl Pages {
             let _ = inspector.measure(MEASURE_PATIENCE).await;
         }
         match self.admin.registry.render() {
-            Ok(text) => {
-                Page { status: StatusCode::OK, content_type: metrics::CONTENT_TYPE, body: text.into() }
-            }
+            Ok(text) => Page::new(StatusCode::OK, metrics::CONTENT_TYPE, text),
             Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{}\n", error_chain(&error))),
         }
     }
@@ -203,7 +139,7 @@ impl Pages {
             return Page::text(StatusCode::NOT_FOUND, "this program has no state to show\n");
         };
         match inspector.state(STATE_PATIENCE).await {
-            Ok(json) => Page { status: StatusCode::OK, content_type: "application/json", body: json.into() },
+            Ok(json) => Page::new(StatusCode::OK, "application/json", json),
             Err(error @ InspectError::NoAnswer) => {
                 Page::text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"))
             }
@@ -212,91 +148,34 @@ impl Pages {
     }
 }
 
-struct Page {
-    status: StatusCode,
-    content_type: &'static str,
-    body: Bytes,
-}
-
-impl Page {
-    fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: body.into() }
-    }
-
-    fn into_response(self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(self.body));
-        *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+impl http::Pages for Pages {
+    async fn answer(&self, asked: Asked<'_>) -> Page {
+        let Asked { method, path, on_this_node } = asked;
+        if method != Method::GET && method != Method::HEAD {
+            return Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n")
+                .with_header(http::header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
-        response
-    }
-}
-
-/// Free places for connections.
-struct Limits {
-    remote: Arc<Semaphore>,
-    local: Arc<Semaphore>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            remote: Arc::new(Semaphore::new(REMOTE_CONNECTIONS)),
-            local: Arc::new(Semaphore::new(LOCAL_CONNECTIONS)),
-        }
-    }
-}
-
-async fn accept(socket: TcpListener, pages: Arc<Pages>, limits: Arc<Limits>) {
-    loop {
-        let (stream, peer) = match socket.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Mostly: no file descriptor left. It must not spin on that.
-                tracing::warn!(%error, "accept on the admin port failed");
-                sleep(Duration::from_secs(1)).await;
-                continue;
+        match path {
+            "/" => self.index(),
+            "/healthz" => self.healthz(),
+            "/readyz" => self.readyz(),
+            "/state" if on_this_node => self.state().await,
+            path if path == self.metrics_path && (on_this_node || self.listener.metrics) => {
+                self.metrics().await
             }
-        };
-        let on_this_node = stream.local_addr().is_ok_and(|local| is_on_this_node(local, peer));
-        let limit = if on_this_node { &limits.local } else { &limits.remote };
-        // One too many: closed at once, as to queue it would hold what the limit is there to free.
-        let Ok(place) = Arc::clone(limit).try_acquire_owned() else { continue };
-        let pages = Arc::clone(&pages);
-        tokio::spawn(async move {
-            let _ = timeout(CONNECTION_LIMIT, converse(stream, &pages, on_this_node)).await;
-            drop(place);
-        });
+            path if path == "/state" || path == self.metrics_path => {
+                Page::text(StatusCode::FORBIDDEN, "only for clients on this node\n")
+            }
+            _ => Page::text(StatusCode::NOT_FOUND, "no such page; see /\n"),
+        }
     }
-}
-
-/// Whether a connection comes from the network namespace that it goes to. KERNEL: packets from outside with a
-/// source address of this machine's own are dropped (martians), and a connection to one of its own addresses
-/// has that address as its source too, unless the client chose another.
-fn is_on_this_node(local: SocketAddr, peer: SocketAddr) -> bool {
-    let (local, peer) = (local.ip().to_canonical(), peer.ip().to_canonical());
-    peer.is_loopback() || peer == local
-}
-
-async fn converse(stream: TcpStream, pages: &Pages, on_this_node: bool) -> hyper::Result<()> {
-    let service = service_fn(|request: Request<Incoming>| async move {
-        let page = pages.answer(request.method(), request.uri().path(), on_this_node).await;
-        Ok::<_, Infallible>(page.into_response())
-    });
-    hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
-        .max_buf_size(HEAD_BYTES)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::ListenAddr;
+    use crate::http::Pages as _;
 
     static PROGRAM: Program =
         Program { name: "test-daemon", version: "1", health_port: 1, sync_period_aliases: &[] };
@@ -314,29 +193,14 @@ mod tests {
 
     #[tokio::test]
     async fn clients_elsewhere_see_health_but_metrics_only_on_their_listener_and_never_the_state() {
-        let status = async |pages: &Pages, path: &str| pages.answer(&Method::GET, path, false).await.status;
+        let status = async |pages: &Pages, path: &str| {
+            pages.answer(Asked { method: &Method::GET, path, on_this_node: false }).await.status
+        };
         for (metrics, expected) in [(false, StatusCode::FORBIDDEN), (true, StatusCode::OK)] {
             let pages = pages(metrics);
             assert_eq!(status(&pages, "/healthz").await, StatusCode::OK);
             assert_eq!(status(&pages, "/metrics").await, expected);
             assert_eq!(status(&pages, "/state").await, StatusCode::FORBIDDEN);
         }
-    }
-
-    #[test]
-    fn clients_on_this_node_are_known_by_their_source_address() {
-        let on_this_node = |local: &str, peer: &str| {
-            is_on_this_node(
-                (local.parse::<IpAddr>().unwrap(), 1).into(),
-                (peer.parse::<IpAddr>().unwrap(), 2).into(),
-            )
-        };
-        assert!(on_this_node("127.0.0.1", "127.0.0.1"));
-        assert!(on_this_node("::1", "::1"));
-        assert!(on_this_node("10.0.0.1", "10.0.0.1"), "the kubelet probes the node's address");
-        assert!(on_this_node("::ffff:127.0.0.1", "::ffff:127.0.0.1"), "IPv4 on a socket for both families");
-        assert!(on_this_node("10.0.0.1", "::ffff:10.0.0.1"));
-        assert!(!on_this_node("10.0.0.1", "10.0.0.2"));
-        assert!(!on_this_node("fd00::1", "fd00::2"));
     }
 }

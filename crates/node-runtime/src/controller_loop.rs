@@ -502,8 +502,7 @@ impl<'a, C: Controller> Iteration<'a, C> {
         }
         let Some(error) = error else {
             self.schedule.succeeded(end, report.wake_at);
-            health.recover(SYNC_FAILED);
-            health.set_ready();
+            health.sync_succeeded(end);
             log_success(cause, took, kernel_ops);
             return Ok(());
         };
@@ -511,7 +510,7 @@ impl<'a, C: Controller> Iteration<'a, C> {
         let text = crate::error_chain(error.as_ref());
         let retry_in = self.schedule.deadline().map(|at| at.saturating_duration_since(end));
         tracing::warn!(%cause, ?took, kernel_ops, error = text, ?retry_in, "sync failed");
-        health.degrade(SYNC_FAILED, text);
+        health.sync_failed(end, text);
         Err(error)
     }
 }

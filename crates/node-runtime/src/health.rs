@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::controller_loop::SYNC_FAILED;
+
 /// How long an iteration of the loop may take before the process counts as hung.
 ///
 /// A cold sync of a large cluster on a slow machine is tens of seconds; a hung kernel conversation is for
@@ -29,6 +31,9 @@ pub struct Health {
 struct Inner {
     iteration_limit: Duration,
     last_finished: Instant,
+    last_success: Option<Instant>,
+    /// When the first of the syncs ended that failed since the last that did not.
+    failing_since: Option<Instant>,
     waiting_for: Option<&'static str>,
     /// What is wrong now: reason and message.
     degraded: BTreeMap<&'static str, String>,
@@ -45,6 +50,10 @@ pub struct HealthReport {
     pub live: bool,
     /// How long ago the last iteration finished.
     pub since_iteration: Duration,
+    /// How long ago the last sync ended that succeeded; `None` if there was none.
+    pub since_success: Option<Duration>,
+    /// For how long no sync has succeeded although some were tried; `None` if the last one succeeded.
+    pub failing_for: Option<Duration>,
     /// `None` when ready, else what it waits for.
     pub waiting_for: Option<&'static str>,
     /// Reason and message of what is wrong now, sorted by reason.
@@ -58,6 +67,8 @@ impl Health {
         let inner = Inner {
             iteration_limit,
             last_finished: now,
+            last_success: None,
+            failing_since: None,
             waiting_for: Some("the loop to start"),
             degraded: BTreeMap::new(),
             reported: Vec::new(),
@@ -83,6 +94,23 @@ impl Health {
     /// The wanted state is in force. For good.
     pub fn set_ready(&self) {
         self.lock().waiting_for = None;
+    }
+
+    /// A sync that ended at `now` brought the wanted state into force: ready for good, and no longer degraded by
+    /// [`SYNC_FAILED`].
+    pub fn sync_succeeded(&self, now: Instant) {
+        let mut inner = self.lock();
+        inner.waiting_for = None;
+        inner.last_success = Some(now);
+        inner.failing_since = None;
+        inner.recover(SYNC_FAILED);
+    }
+
+    /// A sync that ended at `now` did not; degraded by [`SYNC_FAILED`].
+    pub fn sync_failed(&self, now: Instant, why: impl Into<String>) {
+        let mut inner = self.lock();
+        inner.failing_since.get_or_insert(now);
+        inner.degrade(SYNC_FAILED, why.into());
     }
 
     /// Whether [`Health::set_ready`] was called.
@@ -122,6 +150,8 @@ impl Health {
         HealthReport {
             live: since_iteration <= inner.iteration_limit,
             since_iteration,
+            since_success: inner.last_success.map(|at| now.saturating_duration_since(at)),
+            failing_for: inner.failing_since.map(|at| now.saturating_duration_since(at)),
             waiting_for: inner.waiting_for,
             degraded: inner.degraded.iter().map(|(reason, message)| (*reason, message.clone())).collect(),
         }
@@ -192,5 +222,26 @@ mod tests {
         let degraded = health.report(start).degraded;
         assert_eq!(degraded, [("device", "still gone".to_owned()), ("listener", "port taken".to_owned())]);
         assert_eq!(health.reasons(), [("device", true), ("listener", true), ("sysctl", false)]);
+    }
+
+    #[test]
+    fn failing_lasts_from_the_first_failure_to_the_next_success() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let health = Health::new(start, LIMIT);
+        let seen = |seconds| {
+            let report = health.report(at(seconds));
+            (report.since_success, report.failing_for)
+        };
+        assert_eq!(seen(1), (None, None));
+        health.sync_succeeded(at(2));
+        assert!(health.is_ready());
+        health.sync_failed(at(5), "EPERM");
+        health.sync_failed(at(9), "EBUSY");
+        assert_eq!(seen(10), (Some(Duration::from_secs(8)), Some(Duration::from_secs(5))));
+        assert_eq!(health.report(at(10)).degraded, [(SYNC_FAILED, "EBUSY".to_owned())]);
+        health.sync_succeeded(at(11));
+        assert_eq!(seen(12), (Some(Duration::from_secs(1)), None));
+        assert_eq!(health.report(at(12)).degraded, []);
     }
 }

@@ -20,6 +20,7 @@ pub mod args;
 pub mod controller_loop;
 mod daemon;
 pub mod health;
+pub mod http;
 pub mod kube_router_flag;
 pub mod log;
 pub mod metrics;

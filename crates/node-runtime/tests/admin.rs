@@ -5,8 +5,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use node_runtime::admin::{self, Admin, bind};
+use node_runtime::admin::{self, Admin};
 use node_runtime::args::{ListenAddr, Listener};
+use node_runtime::http;
 use node_runtime::shutdown::CancellationToken;
 use node_runtime::{Health, Program, Registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -199,8 +200,8 @@ async fn a_port_that_is_taken_is_degraded_until_it_is_free() {
 
 #[tokio::test]
 async fn no_address_means_both_families() {
-    let sockets = bind(ListenAddr::Any, 0).await.unwrap();
-    let port = sockets[0].local_addr().unwrap().port();
+    let socket = http::bind(ListenAddr::Any, 0).unwrap();
+    let port = socket.local_addr().unwrap().port();
     TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     TcpStream::connect(("::1", port)).await.unwrap();
 }
