@@ -14,6 +14,8 @@ BENCH_PACKAGES := iproute2 nftables ipset iptables
 # Tests that need root or the public suites. Always with the same packages and features, so that each crate is
 # compiled once for all of them.
 PRIVILEGED := --workspace --features kernel-nft/netns,kernel-netlink/netns,npc-firewall/netns,npc-firewall/conformance,common-informer/conformance,svc-proxy-ipvs/conformance
+# What has an image, metrics and a part in the chart. COMPONENT= chooses one.
+COMPONENTS := npc-firewall svc-proxy-ipvs lb-ipam
 FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
 
 .PHONY: help
@@ -88,16 +90,17 @@ chart-check: ## The chart, its objects, and the manifests made from it
 	deploy/check-chart
 
 .PHONY: check-metrics
-check-metrics: need-cargo ## Prometheus scrapes the binary; dashboard and alerts against what it says; needs root
-	deploy/check-metrics npc-firewall $(BINARY)
+check-metrics: need-cargo ## Prometheus scrapes each binary (BINARIES=DIR has them built); dashboard and alerts against what it says; needs root
+	@for component in $(or $(COMPONENT),$(if $(BINARY),npc-firewall),$(COMPONENTS)); do \
+	  BINARIES=$(BINARIES) deploy/check-metrics $$component $(BINARY); done
 
 .PHONY: image
 image: ## The container images, with buildah; BUILD_BASE=local does without a registry; needs root
-	deploy/build-image npc-firewall
+	@for component in $(or $(COMPONENT),$(COMPONENTS)); do deploy/build-image $$component; done
 
 .PHONY: check-image
 check-image: ## The built images run as the chart runs them; needs root
-	deploy/check-image npc-firewall
+	@for component in $(or $(COMPONENT),$(COMPONENTS)); do deploy/check-image $$component; done
 
 .PHONY: lint
 lint: need-cargo ## Formatting and clippy; warnings are errors

@@ -3,7 +3,7 @@
     image_check.py COMPONENT
 
 Started by deploy/check-image inside a fresh network namespace. The container's configuration is
-translated from the DaemonSet that the chart renders (arguments, capabilities, read-only root, no new
+translated from the pod that the chart renders (arguments, user, capabilities, read-only root, no new
 privileges, mounts, the runtime's default seccomp profile), so chart and image are tested against each other.
 """
 
@@ -33,6 +33,12 @@ NODE = "node-a"
 CAP_NET_ADMIN = 1 << 12
 # Only these files are in an image; anything else is a surprise.
 FILES = {"etc/ssl/certs/ca-certificates.crt"}
+# What `plan` says of deploy/testdata.
+PLANS = {
+    "npc-firewall": ["table inet npc_firewall", "10.244.1.10"],
+    "svc-proxy-ipvs": ["-A -t 10.96.0.10:80 -s rr", "-r 10.244.1.10:8080", "table inet svc_proxy_ipvs"],
+    "lb-ipam": ["shop/public 192.0.2.1 (new)", "shop/elsewhere none"],
+}
 API_NAME, API_ADDRESS, API_PORT = "api.check.test", "127.0.0.2", 6443
 
 
@@ -73,9 +79,9 @@ def bind(source, destination, mode):
 def oci_config(pod, rootfs, args, extra_mounts):
     """What a container runtime makes of the pod, in the format of the OCI runtime specification."""
     (container,) = pod["containers"]
-    security = container["securityContext"]
+    security = pod["securityContext"] | container["securityContext"]
     require(security["capabilities"]["drop"] == ["ALL"], "the translation assumes that all capabilities are dropped")
-    capabilities = ["CAP_" + name for name in security["capabilities"]["add"]]
+    capabilities = ["CAP_" + name for name in security["capabilities"].get("add", [])]
     with tempfile.TemporaryDirectory() as scratch:
         run("crun", "spec", cwd=scratch)
         config = json.loads(pathlib.Path(scratch, "config.json").read_text())
@@ -191,6 +197,13 @@ def binary_tells_its_version(container, config, component):
     require(said.split() == [component, version], f"--version said {said!r}")
 
 
+def plan_is_printed(container, config, component):
+    manifests = bind(HERE / "testdata", "/manifests", "ro")
+    said = container.run_to_end(["plan", *container.own_args, "--manifests=/manifests"], [manifests])
+    for want in PLANS[component]:
+        require(want in said, f"{want} is not in the plan:\n{said}")
+
+
 def once_puts_policies_in_force_with_net_admin_only(container, config, component):
     run("ip", "link", "add", "br-check", "type", "bridge")
     BRIDGE_SYSCTL.write_text("0\n")
@@ -202,13 +215,16 @@ def once_puts_policies_in_force_with_net_admin_only(container, config, component
     require(BRIDGE_SYSCTL.read_text().strip() == "1", "the bridge sysctl was not set through /host/proc/sys")
 
 
+def health_port(container):
+    ports = {port["name"]: port["containerPort"] for port in container.pod["containers"][0]["ports"]}
+    return ports[container.pod["containers"][0]["readinessProbe"]["httpGet"]["port"]]
+
+
 def daemon_runs_with_net_admin_only(container, config, component):
     manifests = bind(HERE / "testdata", "/manifests", "ro")
-    probe = container.pod["containers"][0]["readinessProbe"]["httpGet"]
-    ports = {port["name"]: port["containerPort"] for port in container.pod["containers"][0]["ports"]}
-    port = ports[probe["port"]]
+    port = health_port(container)
     with container.started([*container.own_args, "--manifests=/manifests"], [manifests]) as (process, output):
-        wait_for(lambda: get(probe["path"], port) == 200, 20, lambda: f"not ready:\n{output()}")
+        wait_for(lambda: get("/readyz", port) == 200, 20, lambda: f"not ready:\n{output()}")
         require(get("/healthz", port) == 200, "/healthz is not 200")
         pid = run("pgrep", "--parent", str(process.pid)).split()[0]
         status = dict(re.findall(r"^(\w+):\s+(\S+)", pathlib.Path("/proc", pid, "status").read_text(), re.M))
@@ -219,6 +235,26 @@ def daemon_runs_with_net_admin_only(container, config, component):
         process.send_signal(signal.SIGTERM)
         require(process.wait(timeout=20) == 0, f"SIGTERM ended it with {process.returncode}:\n{output()}")
     run("nft", "list", "table", "inet", component.replace("-", "_"))
+
+
+def lack_of_ipvs_is_told(container, config, component):
+    manifests = bind(HERE / "testdata", "/manifests", "ro")
+    with container.started([*container.own_args, "--manifests=/manifests"], [manifests]) as (process, output):
+        require(process.wait(timeout=30) != 0, f"it runs without IPVS:\n{output()}")
+        require("IPVS" in output(), f"it does not say what is missing:\n{output()}")
+
+
+def no_capability_is_needed(container, config, component):
+    args = [*container.own_args, "--master=http://127.0.0.1:1"]
+    with container.started(args) as (process, output):
+        wait_for(lambda: get("/healthz", health_port(container)) == 200, 20, lambda: f"not alive:\n{output()}")
+        pid = run("pgrep", "--parent", str(process.pid)).split()[0]
+        status = dict(re.findall(r"^(\w+):\s+(\S+)", pathlib.Path("/proc", pid, "status").read_text(), re.M))
+        for kind in ("CapEff", "CapPrm", "CapBnd"):
+            require(int(status[kind], 16) == 0, f"{kind} is {status[kind]}")
+        require(status["Uid"] != "0", "it runs as root")
+        process.send_signal(signal.SIGTERM)
+        require(process.wait(timeout=20) == 0, f"SIGTERM ended it with {process.returncode}:\n{output()}")
 
 
 def answer_names(server, asked):
@@ -268,19 +304,30 @@ def static_binary_resolves_names_by_dns(container, config, component):
     require(API_NAME in asked, f"names asked for: {asked}")
 
 
-CHECKS = [
-    image_holds_the_binary_and_certificates_only,
-    binary_tells_its_version,
-    once_puts_policies_in_force_with_net_admin_only,
-    daemon_runs_with_net_admin_only,
-    static_binary_resolves_names_by_dns,
-]
+def has_ipvs():
+    subprocess.run(["modprobe", "--quiet", "ip_vs"], check=False)
+    return pathlib.Path("/proc/net/ip_vs").exists()
+
+
+def checks_of(component):
+    """What every image must do, and what only this one must."""
+    of_all = [image_holds_the_binary_and_certificates_only, binary_tells_its_version, plan_is_printed]
+    match component:
+        case "npc-firewall":
+            own = [once_puts_policies_in_force_with_net_admin_only, daemon_runs_with_net_admin_only]
+        case "svc-proxy-ipvs":
+            own = [daemon_runs_with_net_admin_only if has_ipvs() else lack_of_ipvs_is_told]
+        case "lb-ipam":
+            own = [no_capability_is_needed]
+        case _:
+            raise SystemExit(f"image_check.py does not know what {component} must do")
+    return [*of_all, *own, static_binary_resolves_names_by_dns]
 
 
 def main(component):
     run("ip", "link", "set", "lo", "up")
     with mounted(f"localhost/{component}:latest") as (rootfs, config):
-        return run_all("image", CHECKS, Container(component, rootfs), config, component)
+        return run_all("image", checks_of(component), Container(component, rootfs), config, component)
 
 
 if __name__ == "__main__":

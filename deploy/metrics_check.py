@@ -18,6 +18,7 @@ import urllib.request
 
 import yaml
 
+import api_server
 import chart
 from checks import require, run_all, wait_for
 
@@ -31,6 +32,7 @@ SCRAPED_BY_PROMETHEUS = {"up"}
 FAULTS = {
     "npc-firewall": ("NpcFirewallExcludedObjects", "NetworkPolicy"),
     "svc-proxy-ipvs": ("SvcProxyIpvsExcludedObjects", "Service"),
+    "lb-ipam": ("LbIpamExcludedObjects", "Service"),
 }
 
 
@@ -84,6 +86,16 @@ def arguments(component):
     """Those that the chart gives, without what only a pod has."""
     args = chart.pod_of(component)["containers"][0]["args"]
     return [arg for arg in args if not arg.startswith("--sysctl-root=")]
+
+
+@contextlib.contextmanager
+def cluster(component):
+    """Arguments by which the component gets at deploy/testdata."""
+    if component == "lb-ipam":
+        with api_server.serving(HERE / "testdata") as url:
+            yield [f"--master={url}", "--lease-namespace=kube-system", "--pod-name=lb-ipam-a"]
+    else:
+        yield [f"--manifests={HERE}/testdata", "--node-name=node-a"]
 
 
 def prometheus_config(component, folder):
@@ -170,10 +182,11 @@ CHECKS = [
 def main(component, binary):
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     address, port = METRICS.split(":")
-    args = [f"--metrics-addr={address}", f"--metrics-port={port}", "--node-name=node-a", f"--manifests={HERE}/testdata"]
+    metrics = [f"--metrics-addr={address}", f"--metrics-port={port}"]
     with (
         tempfile.TemporaryDirectory() as folder,
-        process(component, binary, *arguments(component), *args),
+        cluster(component) as source,
+        process(component, binary, *arguments(component), *metrics, *source),
         process(
             "prometheus",
             "prometheus",
