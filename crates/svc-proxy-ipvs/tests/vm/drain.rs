@@ -67,7 +67,8 @@ fn a_drain_ends_when_its_time_is_over_and_goes_on_after_a_restart() {
     lab.set_endpoints(lab.endpoints(&[other]));
     lab.apply(&[&n1]);
     n1.kill();
-    let n1 = lab.start("n1", &["--ipvs-graceful-period=5s"]);
+    // Longer than a start takes, on a machine that is emulated as well.
+    let n1 = lab.start("n1", &["--ipvs-graceful-period=20s"]);
     assert!(line(&lab, &n1, server).ends_with("-w 0"), "{}", n1.shown());
     assert!(flow.exchange(PATIENCE).is_connected(), "it lives through the restart");
     n1.until("the endpoint is removed", || line(&lab, &n1, server).is_empty());

@@ -3,14 +3,11 @@
 use serde_json::json;
 use test_netns::Protocol;
 
-use crate::lab::{FAR, Lab, ip};
+use crate::lab::{FAR, Lab, SECOND, ip};
 use crate::objects::Service;
 use crate::tries::Expect::{Dropped, Refused};
 use crate::tries::Seen::{As, Itself, Virtual};
 use crate::tries::{from, served, served_itself};
-
-/// A second address of n1, of each family.
-const SECOND: [&str; 2] = ["172.18.0.77", "fd00:172:18::77"];
 
 #[test]
 fn node_ports_are_served_on_the_addresses_that_the_flags_choose() {

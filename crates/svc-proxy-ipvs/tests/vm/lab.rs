@@ -39,6 +39,8 @@ pub(crate) const EXTERNAL: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
 pub(crate) const BALANCER: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/64"];
 /// Addresses of the outside host beside its usual ones.
 pub(crate) const FAR: [&str; 2] = ["14.0.0.10", "2001:db8:14::10"];
+/// Further addresses of n1, in tests that give it some.
+pub(crate) const SECOND: [&str; 2] = ["172.18.0.77", "fd00:172:18::77"];
 const MARKER: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 254);
 const ADMIN_PORT: u16 = 20246;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_svc-proxy-ipvs");

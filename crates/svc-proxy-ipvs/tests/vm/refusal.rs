@@ -71,7 +71,7 @@ fn an_address_in_the_cluster_range_that_no_service_has_is_dropped() {
     lab.web(json!({}), &["p1"]);
     let _n1 = lab.start("n1", &[]);
     let mut tries = Vec::new();
-    for nobody in ["10.96.5.5", "fd00:96::5:5"].map(ip) {
+    for nobody in ["10.96.5.5", "fd00:96::505"].map(ip) {
         tries.extend(["p3", "outside"].map(|client| from(client, nobody, 80, Dropped)));
         // A local socket is told of a drop by EPERM, UDP only then.
         tries.push(from("n1", nobody, 80, Dropped).by(Protocol::Tcp));
