@@ -70,7 +70,6 @@ SECURITY = {
     "privileged": False,
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
 }
 NO_PRIVILEGES = {
     "privileged": False,
@@ -78,7 +77,7 @@ NO_PRIVILEGES = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-HOST_PATHS = {"/proc/sys/net"}
+HOST_PATHS = {"/proc/sys/net", "/run/netns"}
 
 
 @contextlib.contextmanager
@@ -135,13 +134,18 @@ def daemonset_errors(document):
     """The promises of the chart's README about a component's pod."""
     spec = document["spec"]["template"]["spec"]
     (container,) = spec["containers"]
+    paths = {volume["hostPath"]["path"] for volume in spec.get("volumes", []) if "hostPath" in volume}
+    # Who sees the namespaces of pods may enter them, and nobody else.
+    more = ["SYS_ADMIN"] if "/run/netns" in paths else []
     facts = {
-        "security context": container["securityContext"] == SECURITY,
+        "security context": container["securityContext"]
+        == SECURITY | {"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", *more]}},
+        "pods' networks for the proxy only": not more or document["metadata"]["name"] == "svc-proxy-ipvs",
         "seccomp": spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"},
         "no host pid or ipc": not spec.get("hostPID") and not spec.get("hostIPC"),
         "host network": spec["hostNetwork"] is True,
         "own service account": spec["serviceAccountName"] == document["metadata"]["name"],
-        "host paths": {v["hostPath"]["path"] for v in spec.get("volumes", []) if "hostPath" in v} <= HOST_PATHS,
+        "host paths": paths <= HOST_PATHS,
         "node name from the field": {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
         in container["env"],
         "probes on loopback": all(

@@ -14,6 +14,7 @@ and, where it needs them,
   kind        Deployment, for one that runs for the whole cluster
   localRules  list of rules in the release's own namespace
   ports       ports of a DaemonSet's container beside health and metrics
+  podNetns    true: a DaemonSet may enter the network namespaces of pods
   files       a Deployment's files by name, mounted at /etc/<name>
 
 Names are fixed, not derived from the release: the components own names in the

@@ -31,12 +31,20 @@ spec:
         {{- end }}
       containers:
         - {{ include "kube-router-rs.container" . | indent 10 | trim }}
-      {{- if .values.hostSysctl.enabled }}
+      {{- if or .values.hostSysctl.enabled .podNetns }}
       volumes:
+        {{- if .values.hostSysctl.enabled }}
         - name: host-sysctl-net
           hostPath:
             path: /proc/sys/net
             type: Directory
+        {{- end }}
+        {{- if .podNetns }}
+        - name: pod-netns
+          hostPath:
+            path: /run/netns
+            type: DirectoryOrCreate
+        {{- end }}
       {{- end }}
 {{- end }}
 
@@ -101,7 +109,11 @@ readinessProbe:
 resources: {{- toYaml .values.resources | nindent 2 }}
 # uid 0 because Kubernetes gives added capabilities to no other user (there are
 # no ambient capabilities in its API, and no_new_privs rules out file ones).
+{{- if .podNetns }}
+# NET_ADMIN is for the node's network, SYS_ADMIN to enter the network of a pod.
+{{- else }}
 # Every capability but NET_ADMIN is dropped.
+{{- end }}
 securityContext:
   runAsUser: 0
   runAsGroup: 0
@@ -110,10 +122,19 @@ securityContext:
   readOnlyRootFilesystem: true
   capabilities:
     drop: [ALL]
-    add: [NET_ADMIN]
-{{- if .values.hostSysctl.enabled }}
+    add: [NET_ADMIN{{ if .podNetns }}, SYS_ADMIN{{ end }}]
+{{- if or .values.hostSysctl.enabled .podNetns }}
 volumeMounts:
+  {{- if .values.hostSysctl.enabled }}
   - name: host-sysctl-net
     mountPath: /host/proc/sys/net
+  {{- end }}
+  {{- if .podNetns }}
+  # Namespaces of pods that start later are mounted later.
+  - name: pod-netns
+    mountPath: /run/netns
+    mountPropagation: HostToContainer
+    readOnly: true
+  {{- end }}
 {{- end }}
 {{- end }}
