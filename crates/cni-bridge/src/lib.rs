@@ -1,0 +1,4 @@
+//! The CNI plugin of a node: bridge, veth, addresses.
+
+pub mod ipam;
+pub mod spec;
