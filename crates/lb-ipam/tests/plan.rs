@@ -320,3 +320,15 @@ fn five_hundred_services_at_once_get_five_hundred_addresses() {
     assert_eq!(ips[0], "");
     assert!(!ips.iter().any(|ip| ip == "10.0.0.0" || ip == "10.0.1.255"));
 }
+
+#[test]
+fn an_address_that_was_not_yet_written_is_changed_if_somebody_else_shows_it_by_now() {
+    let mut rig = Rig::new(config(&["192.0.2.0/24"]));
+    rig.yaml(&service("a", 2, "", ""));
+    let acme = |ip| showing("acme", 1, ip).replace("spec: {", "spec: {loadBalancerClass: acme.io/lb, ");
+    rig.yaml(&acme("192.0.2.1"));
+    assert_eq!(rig.has("x/a"), "192.0.2.2");
+    rig.settle();
+    rig.yaml(&acme("192.0.2.2"));
+    assert_eq!(rig.has("x/a"), "192.0.2.2", "it was there first");
+}

@@ -92,6 +92,8 @@ struct Work {
     opened: bool,
     /// Something may no longer be had.
     took: bool,
+    /// Addresses that Services show which are not ours.
+    squatted: BTreeSet<IpAddr>,
 }
 
 impl Planner {
@@ -150,6 +152,7 @@ impl Planner {
             service.and_then(|service| Some((service, ownership(service, self.config.default_class)?)))
         else {
             work.opened |= before.is_some_and(|entry| !entry.held.is_empty());
+            work.squatted.extend(self.shown.get(key).into_iter().flatten());
             return;
         };
         let was = match &before {
@@ -218,10 +221,11 @@ impl Planner {
         adopted
     }
 
-    /// Has those judged too that hold the same addresses.
+    /// Has those judged too that hold the same addresses, or addresses that Services show which are not ours.
     fn join_holders(&mut self, work: &mut Work) {
-        let wanted: BTreeSet<IpAddr> = work.judged.values().flatten().copied().collect();
-        for ip in wanted {
+        let of_judged = work.judged.values().flatten().copied();
+        let ips: BTreeSet<IpAddr> = of_judged.chain(work.squatted.iter().copied()).collect();
+        for ip in ips {
             for key in Keys::from(self.book.holders(ip)) {
                 let Some(entry) = self.entries.get_mut(&key) else { continue };
                 let was = std::mem::take(&mut entry.held);
@@ -242,7 +246,7 @@ impl Planner {
         for ip in was {
             let family = Family::of(*ip);
             let wanted = claim.families.contains(&family) && of_family(&held, family).is_none();
-            if !wanted || self.pool_for(world, &claim, *ip).is_none() {
+            if !wanted || self.pool_for(world, &claim, *ip).is_none() || self.is_lost_to_another(rank, *ip) {
                 continue;
             }
             match self.other_holder(&claim, *ip) {
@@ -257,6 +261,7 @@ impl Planner {
                 }
             }
         }
+        held.sort_by_key(|ip| claim.families.iter().position(|family| *family == Family::of(*ip)));
         work.opened |= held.len() < was.len();
         if !is_satisfied(&claim, &held) {
             self.waiting.insert(place(&claim));
@@ -265,6 +270,12 @@ impl Planner {
             entry.problems = claim.faults.clone();
             entry.held = held;
         }
+    }
+
+    /// Whether an address that was given, but never written, has appeared at a Service that is not ours.
+    fn is_lost_to_another(&self, rank: &Rank, ip: IpAddr) -> bool {
+        let shown_by = self.book.shown_by(ip);
+        !shown_by.contains(&rank.key) && shown_by.iter().any(|other| !self.entries.contains_key(other))
     }
 
     /// Gives what is free to those that wait: at first to those that were judged, and to everybody as soon as
