@@ -162,6 +162,11 @@ pub struct ProxyArgs {
     #[arg(long, default_value = "/proc/sys", value_name = "DIR")]
     pub sysctl_root: PathBuf,
 
+    /// Folders with the network namespaces of the pods of this node; only direct return (kube-router.io/service.dsr)
+    /// needs them
+    #[arg(long, default_value = "/run/netns", value_delimiter = ',', action = ArgAction::Append, value_name = "DIR")]
+    pub netns_dir: Vec<PathBuf>,
+
     /// kube-router's switch of its service proxy; this program is nothing else, so false is refused
     #[arg(long, default_value_t = true, hide = true)]
     pub run_service_proxy: bool,
@@ -194,6 +199,8 @@ pub struct Config {
     pub healthz_port: u16,
     /// Where sysctls are set.
     pub sysctl_root: PathBuf,
+    /// Where the network namespaces of pods are.
+    pub netns_dirs: Vec<PathBuf>,
 }
 
 /// Flags that contradict each other or this program.
@@ -253,6 +260,7 @@ impl ProxyArgs {
             service_proxy_name,
             proxy_healthz_port,
             sysctl_root,
+            netns_dir,
             run_service_proxy,
         } = self;
         if !run_service_proxy {
@@ -306,6 +314,7 @@ impl ProxyArgs {
             proxy_name: service_proxy_name,
             healthz_port: proxy_healthz_port,
             sysctl_root,
+            netns_dirs: netns_dir,
         })
     }
 }

@@ -5,15 +5,20 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kernel_netlink::ipvs::{Command, Ipvs, ServiceKey};
 use kernel_netlink::route::{self, LinkName, RouteFilter, Rtnetlink, RuleAction, Table};
+use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Family, Keeper, Nftables, Op};
 
 use crate::apply::address::VirtualAddresses;
+use crate::apply::dsr;
+use crate::apply::dsr::pod::{Pods, Wanted};
 use crate::args::Config;
 use crate::owned;
+use crate::plan::planner::DirectNeeds;
 use crate::plan::rules;
 use crate::run::{open_ipvs, open_netlink, open_nftables};
 
@@ -48,10 +53,12 @@ pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
         .collect();
     let ours = |key: &ServiceKey| match key {
         ServiceKey::Address { address, .. } => record.contains(key) || addresses.contains(address),
-        ServiceKey::Mark { .. } => false,
+        ServiceKey::Mark { mark, .. } => mark.get() & owned::MARK_MASK == owned::MARK,
     };
     let services = remove_services(config, ours)?;
     println!("{services} virtual services and {} virtual addresses removed", addresses.len());
+    let had_marks = observed.iter().any(|observed| rules::marks(&observed.ruleset).next().is_some());
+    direct_return(config, had_marks)?;
     if leftovers.kube_router {
         kube_router(config)?;
     }
@@ -67,6 +74,23 @@ pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
         })?;
         println!("table inet {} removed", owned::TABLE);
     }
+    Ok(())
+}
+
+/// Removes what direct return left: rules, the routing table, tunnels in pods. Pods are looked at only if there was
+/// any: that takes more than network privileges.
+fn direct_return(config: &Config, had_marks: bool) -> anyhow::Result<()> {
+    let mut netlink = open_netlink()?;
+    let leading = dsr::leading(&mut netlink, &DirectNeeds::default())?;
+    let changes = dsr::lead(&mut netlink, &leading)?;
+    if !had_marks && !leading.was_led {
+        return Ok(());
+    }
+    println!("direct return: {changes} rules and routes of table {} removed", owned::MARK_TABLE);
+    let mut pods = Pods::new(config.netns_dirs.clone(), Sysctls::new(&config.sysctl_root));
+    pods.expect_leftovers();
+    let outcome = pods.ensure(&Wanted::new(), true, Instant::now(), Duration::ZERO);
+    println!("direct return: {} tunnels in pods removed", outcome.changes);
     Ok(())
 }
 

@@ -10,6 +10,8 @@
 //! ORDER: the table first, or ports of the node would be open on a new address and sources unchanged; addresses
 //! after the services behind them, or connection tracking would keep flows that went elsewhere.
 
+mod direct;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -20,7 +22,7 @@ use kernel_netlink::conntrack::{self, Conntrack, Stale};
 use kernel_netlink::ipvs::{
     self, Command, CommitError, Ipvs, Protocol, Refusal, ServiceKey, ServiceState, Timeouts,
 };
-use kernel_netlink::route::Rtnetlink;
+use kernel_netlink::route::{self, Rtnetlink};
 use kernel_netlink::sysctl::{State as SysctlState, Sysctls};
 use kernel_nft::{Family, Keeper, Nftables, Op, Ownership, TableFlags};
 use node_runtime::{Cause, Controller, Degradation, SyncError, SyncReport, Waker};
@@ -28,7 +30,7 @@ use serde::Serialize;
 
 use crate::apply::address::VirtualAddresses;
 use crate::apply::health::Health;
-use crate::apply::sysctl;
+use crate::apply::{dsr, sysctl};
 use crate::args::Config;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -80,6 +82,7 @@ pub struct Proxy<V, R, N> {
     planner: Planner,
     ipvs: V,
     vips: VirtualAddresses<R>,
+    direct: direct::Direct,
     table: Keeper<N>,
     rest: Rest,
     synced: bool,
@@ -124,6 +127,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             ),
             touched: Touched::default(),
             planner: Planner::new(config.plan.clone(), flags),
+            direct: direct::Direct::new(&config),
             config,
             flags,
             ipvs,
@@ -165,7 +169,9 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     /// When the kernel cannot be read.
     pub fn difference(&mut self, now: Instant) -> Result<Difference, Error> {
         self.local = self.vips.local()?;
+        self.adopt_marks()?;
         self.plan();
+        self.look_at_paths(true, &mut Vec::new())?;
         let found = self.table.read()?;
         if let Some(observed) = &found.observed {
             self.planner.set_flags(observed.ruleset.table.flags);
@@ -176,13 +182,16 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         self.observe_services(&record)?;
         let mut commands = Vec::new();
         for key in &self.pending {
-            let steps = steps(self.planner.virtual_service(key), self.held.get(key), self.config.drain, now);
+            let drain = self.planner.drain(key, self.config.drain);
+            let steps = steps(self.planner.virtual_service(key), self.held.get(key), drain, now);
             commands.extend(steps.commands);
             commands.extend(steps.removals);
         }
         let wanted: BTreeSet<_> = self.planner.vips().collect();
         let held: BTreeSet<_> = self.vips.held().collect();
+        let leading = dsr::leading(self.vips.netlink(), &self.planner.direct_needs())?;
         Ok(Difference {
+            direct: [leading.additions, leading.removals].concat(),
             table: found.steps_to(self.planner.ruleset()),
             commands,
             new_addresses: wanted.difference(&held).copied().collect(),
@@ -197,8 +206,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             self.ensure_sysctls();
             self.local = self.vips.local()?;
         }
-        let update = self.plan();
+        self.adopt_marks()?;
+        let mut update = self.plan();
         let mut failures = Failures::default();
+        if let Err(error) = self.look_at_paths(observe, &mut update.table) {
+            failures.note(error);
+        }
         let record = match self.keep_table(&update.table, observe, report) {
             Ok(record) => record,
             Err(error) => {
@@ -219,11 +232,13 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         } else {
             (update.vips.new, update.vips.gone)
         };
+        self.set_up_pods(cause, now, report);
         let removals = self.commit_services(now, report, &mut failures);
         match self.vips.add(new, self.planner.addresses()) {
             Ok(count) => report.add("add_route", count),
             Err(error) => failures.note(error),
         }
+        self.lead_marked(observe, report, &mut failures);
         match self.vips.remove(gone) {
             Ok(count) => report.add("delete_route", count),
             Err(error) => failures.note(error),
@@ -233,7 +248,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         if let Some(health) = &mut self.rest.health {
             health.set(self.planner.health());
         }
-        report.wake_at = self.next_drain_check;
+        report.wake_at = [self.next_drain_check, self.direct.wake_at].into_iter().flatten().min();
         failures.outcome()?;
         self.in_step = true;
         Ok(())
@@ -321,9 +336,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         Ok(())
     }
 
-    /// Whether a virtual service can only be ours, by its address.
+    /// Whether a virtual service can only be ours, by its address or mark.
     fn is_ours(&self, key: &ServiceKey) -> bool {
-        let ServiceKey::Address { address, port, .. } = key else { return false };
+        let (address, port) = match key {
+            ServiceKey::Address { address, port, .. } => (address, port),
+            ServiceKey::Mark { mark, .. } => return mark.get() & owned::MARK_MASK == owned::MARK,
+        };
         let admission = self.world.admission();
         !admission.is_excluded(*address)
             && (admission.is_ours(*address)
@@ -344,7 +362,8 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             let (mut commands, mut owners, mut after) = (Vec::new(), Vec::new(), Vec::new());
             for key in keys.drain(..) {
                 let wanted = self.planner.virtual_service(&key);
-                let steps = steps(wanted, self.held.get(&key), self.config.drain, now);
+                let drain = self.planner.drain(&key, self.config.drain);
+                let steps = steps(wanted, self.held.get(&key), drain, now);
                 owners.extend(steps.commands.iter().map(|_| key));
                 commands.extend(steps.commands);
                 removals.extend(steps.removals);
@@ -549,12 +568,15 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 problems.entry(object).or_default().push(Problem::new(Reason::PortInUse, why));
             }
         }
+        for (object, problem) in self.direct_problems() {
+            problems.entry(object).or_default().push(problem);
+        }
         self.problems.update(problems);
     }
 
     fn degradations(&self) -> Vec<Degradation> {
         let mut degraded: Vec<_> = self.problems.complaint().map(told).into_iter().collect();
-        for (name, state) in &self.sysctls {
+        for (name, state) in self.sysctls.iter().chain(&self.direct.sysctls) {
             let is_bridge = owned::BRIDGE_SYSCTLS.iter().any(|(bridge, _)| bridge == name);
             // Without the module br_netfilter, and so without bridges that need it, there is nothing to set.
             if state.is_on() || (is_bridge && *state == SysctlState::Missing) {
@@ -581,6 +603,8 @@ pub struct Difference {
     pub new_addresses: Vec<IpAddr>,
     /// Virtual addresses that would be removed.
     pub gone_addresses: Vec<IpAddr>,
+    /// Rules and routes of marked packets.
+    pub direct: Vec<route::Command>,
 }
 
 impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
@@ -672,7 +696,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
                     problems: problems.iter().map(|p| (p.reason.as_str(), p.message.clone())).collect(),
                 })
                 .collect(),
-            sysctls: self.sysctls.iter().map(|(name, state)| (*name, describe(state))).collect(),
+            sysctls: self
+                .sysctls
+                .iter()
+                .chain(&self.direct.sysctls)
+                .map(|(name, state)| (*name, describe(state)))
+                .collect(),
         }
     }
 }

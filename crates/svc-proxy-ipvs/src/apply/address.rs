@@ -24,7 +24,9 @@ pub struct VirtualAddresses<R> {
     held: BTreeMap<IpAddr, Route>,
 }
 
-fn failed<E: std::error::Error + Send + Sync + 'static>(what: &'static str) -> impl FnOnce(E) -> Error {
+pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
+    what: &'static str,
+) -> impl FnOnce(E) -> Error {
     move |source| Error::Route { what, source: Box::new(source) }
 }
 
@@ -32,6 +34,11 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
     /// Nothing is known yet.
     pub fn new(netlink: R) -> Self {
         Self { netlink, device: None, held: BTreeMap::new() }
+    }
+
+    /// The conversation with the kernel, for what else there is to ask.
+    pub fn netlink(&mut self) -> &mut R {
+        &mut self.netlink
     }
 
     /// The node's own addresses.

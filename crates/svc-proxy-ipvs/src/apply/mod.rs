@@ -2,5 +2,6 @@
 //! crates have them.
 
 pub mod address;
+pub mod dsr;
 pub mod health;
 pub mod sysctl;

@@ -17,6 +17,8 @@ pub enum Reason {
     KernelRefused,
     /// A port could not be listened on.
     PortInUse,
+    /// An endpoint on this node is not ready for what its Service asks for.
+    EndpointNotSetUp,
 }
 
 impl Reason {
@@ -30,6 +32,7 @@ impl Reason {
             Self::Unsupported => "unsupported",
             Self::KernelRefused => "kernel_refused",
             Self::PortInUse => "port_in_use",
+            Self::EndpointNotSetUp => "endpoint_not_set_up",
         }
     }
 }
