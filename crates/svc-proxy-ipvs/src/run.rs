@@ -15,7 +15,9 @@ use kernel_netlink::route::{self, Event, RouteFilter, RouteProtocol, Scope, Tabl
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags};
 use node_runtime::{Cause, CommonArgs, Daemon, DaemonError, LoopError, Waker};
+use tokio::runtime::Handle;
 
+use crate::apply::health::Health;
 use crate::args::{Cli, Command, Config, PROGRAM};
 use crate::controller::{Proxy, Surroundings, Watch};
 use crate::metrics::Metrics;
@@ -69,6 +71,9 @@ async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::R
     let common_metrics = daemon.registry.common().clone();
     let waker = daemon.waker.clone();
     let once = config.once;
+    // On this runtime, which is never blocked: the loop's own is while it talks to the kernel.
+    let health = Health::new(Handle::current(), daemon.health.clone(), waker.clone());
+    let health = (!once).then(|| health.serve_healthz(config.healthz_port, config.plan.families.clone()));
     let make = move || -> anyhow::Result<_> {
         let mut nft = open_nftables()?;
         let owned = nft.supports_persist().context("asking the kernel what tables can be")?;
@@ -80,7 +85,7 @@ async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::R
             netlink,
             nft,
             connections: Box::new(open_conntrack()?),
-            health: None,
+            health,
             sysctls: Some(Sysctls::new(&config.sysctl_root)),
             watch: (!once).then_some((watch, waker)),
             metrics: Some((metrics, common_metrics)),
