@@ -142,6 +142,20 @@ fn a_new_term_forgets_what_the_last_one_knew() {
 }
 
 #[test]
+fn a_term_that_follows_another_at_once_begins_with_nothing_as_well() {
+    let mut rig = Rig::leading();
+    rig.objects(&service("a", ""));
+    rig.sync(Cause::Start).unwrap();
+    // `a` went while another process led, and `b` got its address there.
+    rig.allocator.receive(Message::Lead(None));
+    rig.objects(&showing("b", "192.0.2.1"));
+    rig.writes();
+    rig.sync(Cause::Change).unwrap();
+    assert_eq!((rig.writes(), rig.reasons().len()), (0, 0));
+    assert_eq!(rig.allocator.planner().iter().count(), 1);
+}
+
+#[test]
 fn an_event_that_is_older_than_the_last_write_changes_no_address() {
     let mut rig = Rig::leading();
     rig.objects(&service("a", ""));

@@ -332,3 +332,18 @@ fn an_address_that_was_not_yet_written_is_changed_if_somebody_else_shows_it_by_n
     rig.yaml(&acme("192.0.2.2"));
     assert_eq!(rig.has("x/a"), "192.0.2.2", "it was there first");
 }
+
+#[test]
+fn an_address_asked_for_is_not_given_while_anybody_shows_it() {
+    let mut rig = Rig::new(config(&["192.0.2.0/24"]));
+    let external = service("ext", 1, ", externalIPs: [192.0.2.1]", "").replace("LoadBalancer", "ClusterIP");
+    let acme = showing("acme", 1, "192.0.2.2").replace("spec: {", "spec: {loadBalancerClass: acme.io/lb, ");
+    let asking = service("a", 2, ", loadBalancerIP: 192.0.2.1", "")
+        + &service("b", 2, ", loadBalancerIP: 192.0.2.2", "");
+    rig.yaml(&(external + &acme + &asking));
+    for name in ["x/a", "x/b"] {
+        assert_eq!((rig.has(name), rig.reasons(name)), (String::new(), vec!["AddressInUse"]), "{name}");
+    }
+    rig.apply(vec![deleted("x/ext"), deleted("x/acme")]);
+    assert_eq!((rig.has("x/a"), rig.has("x/b")), ("192.0.2.1".into(), "192.0.2.2".into()));
+}
