@@ -305,7 +305,9 @@ def static_binary_resolves_names_by_dns(container, config, component):
 
 
 def has_ipvs():
-    subprocess.run(["modprobe", "--quiet", "ip_vs"], check=False)
+    # The kernel would load it for the daemon too, with the same program.
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(["modprobe", "--quiet", "ip_vs"], check=False)
     return pathlib.Path("/proc/net/ip_vs").exists()
 
 
