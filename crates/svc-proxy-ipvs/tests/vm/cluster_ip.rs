@@ -4,6 +4,7 @@ use serde_json::json;
 use test_netns::{Attachment, Protocol};
 
 use crate::lab::{Lab, WEB, ip};
+use crate::objects::Service;
 use crate::tries::Seen::{As, Itself, Virtual};
 use crate::tries::{from, served, served_itself};
 
@@ -85,4 +86,39 @@ fn masquerade_all_shows_a_node_in_the_place_of_every_client() {
         tries.push(from("p1", web, 80, served(&[("p1", Virtual), ("q1", As("n1"))])));
     }
     lab.check("masquerade all", &tries);
+}
+
+#[test]
+fn w3_services_and_ports_whose_names_run_together_are_told_apart() {
+    let mut lab = Lab::routed();
+    lab.cluster.serve("p2", Protocol::Tcp, 8081).unwrap();
+    let port = |name: &str| json!([{"name": name, "protocol": "TCP", "port": 80, "targetPort": "web"}]);
+    let slice = |name: &str, pod: &str, number: u16| {
+        json!({
+            "addressType": "IPv4", "ports": [{"name": name, "protocol": "TCP", "port": number}],
+            "endpoints": [{"addresses": [lab.addresses(pod)[0]], "nodeName": "n1"}],
+        })
+    };
+    // A named port is another number in each pod.
+    let slices = [
+        ("a-b", "c", vec![slice("c", "p1", 8080), slice("c", "p2", 8081)]),
+        ("a", "b-c", vec![slice("b-c", "p3", 8080)]),
+    ];
+    for ((name, port_name, slices), last) in slices.into_iter().zip([21, 22]) {
+        let v4 = format!("10.96.0.{last}");
+        let mut service = Service::new(json!({
+            "clusterIP": v4, "clusterIPs": [v4], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "ports": port(port_name),
+        }));
+        service.slices = slices;
+        lab.service(name, service, &[]);
+    }
+    let _n1 = lab.start("n1", &[]);
+    lab.check(
+        "names",
+        &[
+            from("n1", ip("10.96.0.21"), 80, served_itself(&["p1", "p2"])).by(Protocol::Tcp),
+            from("n1", ip("10.96.0.22"), 80, served_itself(&["p3"])).by(Protocol::Tcp),
+        ],
+    );
 }

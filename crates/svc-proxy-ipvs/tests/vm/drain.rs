@@ -91,3 +91,14 @@ fn no_connection_fails_while_endpoints_come_and_go() {
     assert_eq!((report.wrong_refusals, report.unjudged), (0, 0), "{report:?}");
     assert!(report.connected >= 100, "{report:?}");
 }
+
+#[test]
+fn without_drains_an_endpoint_leaves_with_its_connections() {
+    let mut lab = Lab::routed();
+    let (n1, mut flow, server, other) = connected(&mut lab, &["--ipvs-graceful-termination=false"]);
+    lab.set_endpoints(lab.endpoints(&[other]));
+    lab.apply(&[&n1]);
+    assert_eq!(line(&lab, &n1, server), "");
+    n1.until("its connection is cut", || !flow.exchange(Duration::from_secs(3)).is_connected());
+    assert_eq!(lab.servers("p3", ip(WEB[0]), Protocol::Tcp, 2), [other; 2]);
+}

@@ -139,7 +139,7 @@ impl Lab {
         fs::create_dir_all(&folder).expect("a folder");
         let new = self.folder.path().join("objects.new");
         fs::write(&new, text).expect("written");
-        fs::rename(new, folder.join("objects.yaml")).expect("renamed");
+        fs::rename(new, folder.join("objects.json")).expect("renamed");
     }
 
     /// Writes the objects and waits until they are in force on the nodes of `proxies`.
@@ -245,16 +245,25 @@ impl Proxy {
     }
 
     /// Waits until something holds; fails with `what` and the log when it never does.
-    pub(crate) fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+    pub(crate) fn until(&self, what: &str, holds: impl FnMut() -> bool) {
+        self.until_within(PATIENCE, what, holds);
+    }
+
+    /// As [`until`](Self::until), with a bound of its own.
+    pub(crate) fn until_within(&self, patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + patience;
         while !holds() {
-            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}\n{}", self.shown());
+            assert!(Instant::now() < deadline, "not within {patience:?}: {what}\n{}", self.shown());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
     pub(crate) fn wait_ready(&self) {
-        self.until("ready", || self.get("/readyz").is_some_and(|(status, _)| status == 200));
+        self.until("ready", || self.is_ready());
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.get("/readyz").is_some_and(|(status, _)| status == 200)
     }
 
     /// Status and body of a page of the admin port; `None` while nobody listens.

@@ -116,7 +116,9 @@ impl Service {
         let mut slices = self.slices.clone();
         for (family, kind) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
             let endpoints: Vec<_> = self.endpoints.iter().filter_map(|one| one.value(family)).collect();
-            slices.push(json!({"addressType": kind, "ports": self.ports, "endpoints": endpoints}));
+            if !endpoints.is_empty() {
+                slices.push(json!({"addressType": kind, "ports": self.ports, "endpoints": endpoints}));
+            }
         }
         for (number, mut slice) in slices.into_iter().enumerate() {
             let metadata = json!({

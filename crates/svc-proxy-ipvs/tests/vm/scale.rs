@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::lab::{Lab, ip};
+use crate::lab::{Lab, PATIENCE, ip};
 use crate::objects::Service;
 use crate::tries::Seen::{Itself, Virtual};
 use crate::tries::{from, served};
@@ -22,7 +22,9 @@ fn w14_five_thousand_services_are_served_and_one_endpoint_costs_a_few_messages()
         }));
         lab.service(&format!("s{number:04}"), service, &["p1", "p2", "p3", "q1", "q2"]);
     }
-    let n1 = lab.start("n1", &[]);
+    lab.write();
+    let n1 = lab.spawn("n1", &[]);
+    n1.until_within(10 * PATIENCE, "ready", || n1.is_ready());
     let ipvs = n1.ipvs();
     let count = |word| ipvs.lines().filter(|line| line.starts_with(word)).count();
     assert_eq!((count("-A"), count("-a")), (5000, 25000));
@@ -34,7 +36,7 @@ fn w14_five_thousand_services_are_served_and_one_endpoint_costs_a_few_messages()
     let endpoints = lab.endpoints(&["p1", "p2", "q1", "q2"]);
     lab.objects.services.get_mut("s4999").unwrap().endpoints = endpoints;
     lab.write();
-    n1.until("one endpoint is drained", || n1.ipvs().contains("-w 0"));
+    n1.until_within(10 * PATIENCE, "one endpoint is drained", || n1.ipvs().contains("-w 0"));
     let cost = n1.kernel_ops() - before;
     assert!((1..=10).contains(&cost), "{cost} operations");
 }
