@@ -6,7 +6,7 @@
 //!    one per pod                                            kube-tunnel-v6 (ip6tnl)
 //! ```
 //!
-//! The container runtime is not asked (docs/adr/0009): a pod is known by the address that it has.
+//! The container runtime is not asked (docs/adr/0012): a pod is known by the address that it has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -382,5 +382,128 @@ impl Tunnel {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use kernel_netlink::route::{Fake, LinkIndex};
+
+    use super::*;
+
+    /// A pod with an address of each family on a device of that name, and its sysctls.
+    fn pod(device: &str) -> (Fake, tempfile::TempDir, Sysctls) {
+        let mut fake = Fake::new();
+        let name = LinkName::new(device).unwrap();
+        let index = fake.plug_in(&name);
+        let on = |text: &str| Command::AddAddress(Address::new(index, text.parse().unwrap()));
+        fake.commit(&[on("10.244.1.11/24"), on("fd00::11/64")]).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        for device in ["all", device, "kube-tunnel-if"] {
+            let folder = root.path().join("net/ipv4/conf").join(device);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("rp_filter"), "1").unwrap();
+        }
+        let sysctls = Sysctls::new(root.path());
+        (fake, root, sysctls)
+    }
+
+    fn wanted(entries: &[(&str, &[&str])]) -> Wanted {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        entries.iter().map(|(pod, vips)| (ip(pod), vips.iter().map(|vip| ip(vip)).collect())).collect()
+    }
+
+    fn ensure(fake: &mut Fake, sysctls: &Sysctls, here: &Wanted) -> usize {
+        let tunnels = [Tunnel::of(here, false), Tunnel::of(here, true)];
+        tunnels.iter().map(|tunnel| tunnel.ensure(fake, sysctls).unwrap()).sum()
+    }
+
+    fn tunnel(fake: &mut Fake, name: &str) -> Option<(Link, Vec<String>)> {
+        let link = fake.observe_link(&LinkName::new(name).unwrap()).unwrap()?;
+        Some((link.clone(), addresses_on(fake, link.index)))
+    }
+
+    fn addresses_on(fake: &mut Fake, index: LinkIndex) -> Vec<String> {
+        let all = fake.observe_addresses().unwrap();
+        let mut found: Vec<_> =
+            all.iter().filter(|one| one.link == index).map(|one| one.address.to_string()).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_pod_gets_a_tunnel_of_each_family_with_its_virtual_addresses() {
+        let (mut fake, root, sysctls) = pod("net1");
+        let here =
+            wanted(&[("10.244.1.11", &["203.0.113.10"]), ("fd00::11", &["2001:db8::10", "2001:db8::11"])]);
+        assert!(ensure(&mut fake, &sysctls, &here) > 0);
+        let (link, addresses) = tunnel(&mut fake, "kube-tunnel-if").unwrap();
+        let local = Some([10, 244, 1, 11].into());
+        assert_eq!((link.kind, link.up), (LinkKind::Ipip(IpipTunnel::new(local, None)), true));
+        assert_eq!(addresses, ["203.0.113.10/32"]);
+        let (link, addresses) = tunnel(&mut fake, "kube-tunnel-v6").unwrap();
+        assert!(link.up && matches!(link.kind, LinkKind::Ip6tnl(Ip6Tunnel { remote: None, .. })));
+        assert_eq!(addresses, ["2001:db8::10/128", "2001:db8::11/128"]);
+        for device in ["all", "net1", "kube-tunnel-if"] {
+            let path = root.path().join("net/ipv4/conf").join(device).join("rp_filter");
+            assert_eq!(fs::read_to_string(path).unwrap().trim(), "0", "{device}");
+        }
+        assert_eq!(ensure(&mut fake, &sysctls, &here), 0, "nothing is left to be done");
+    }
+
+    #[test]
+    fn what_is_no_longer_wanted_is_undone() {
+        let (mut fake, _root, sysctls) = pod("eth0");
+        ensure(&mut fake, &sysctls, &wanted(&[("10.244.1.11", &["203.0.113.10", "203.0.113.11"])]));
+        assert_eq!(ensure(&mut fake, &sysctls, &wanted(&[("10.244.1.11", &["203.0.113.11"])])), 1);
+        assert_eq!(tunnel(&mut fake, "kube-tunnel-if").unwrap().1, ["203.0.113.11/32"]);
+        assert_eq!(ensure(&mut fake, &sysctls, &Wanted::new()), 1);
+        assert_eq!(tunnel(&mut fake, "kube-tunnel-if"), None);
+        assert_eq!(ensure(&mut fake, &sysctls, &Wanted::new()), 0);
+    }
+
+    #[test]
+    fn a_tunnel_of_another_end_or_kind_is_made_anew() {
+        let here = wanted(&[("10.244.1.11", &["203.0.113.10"])]);
+        let name = || LinkName::new("kube-tunnel-if").unwrap();
+        for wrong in
+            [NewLinkKind::Ipip(IpipTunnel::new(Some([10, 9, 9, 9].into()), None)), NewLinkKind::Dummy]
+        {
+            let (mut fake, _root, sysctls) = pod("eth0");
+            fake.commit(&[Command::AddLink(NewLink::new(name(), wrong))]).unwrap();
+            ensure(&mut fake, &sysctls, &here);
+            let local = Some([10, 244, 1, 11].into());
+            let (link, _) = tunnel(&mut fake, "kube-tunnel-if").unwrap();
+            assert_eq!(link.kind, LinkKind::Ipip(IpipTunnel::new(local, None)));
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told() {
+        let (mut fake, _root, sysctls) = pod("eth0");
+        fake.refuse(|command| matches!(command, Command::AddLink(_)), 95, None);
+        let here = wanted(&[("10.244.1.11", &["203.0.113.10"])]);
+        let why = Tunnel::of(&here, false).ensure(&mut fake, &sysctls).unwrap_err();
+        assert!(why.contains("add link kube-tunnel-if type ipip") && why.contains("module"), "{why}");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_nowhere_is_reported_and_searched_for_now_and_then() {
+        let folder = tempfile::tempdir().unwrap();
+        // Neither is a namespace.
+        fs::write(folder.path().join("left-over"), "").unwrap();
+        let folders = vec![folder.path().to_owned(), folder.path().join("missing")];
+        let mut pods = Pods::new(folders, Sysctls::default());
+        let here = wanted(&[("10.244.1.11", &["203.0.113.10"])]);
+        let now = Instant::now();
+        let outcome = pods.ensure(&here, false, now, Duration::ZERO);
+        let why = &outcome.failures[&IpAddr::from([10, 244, 1, 11])];
+        assert!(why.contains("no network namespace in") && why.contains("--netns-dir"), "{why}");
+        assert_eq!(outcome.wake_at, Some(now + RETRY));
+        let soon = pods.ensure(&here, false, now + RETRY / 2, Duration::ZERO);
+        assert_eq!(soon.wake_at, Some(now + RETRY));
+        assert_eq!(pods.ensure(&Wanted::new(), false, now, Duration::ZERO), Outcome::default());
     }
 }
