@@ -295,6 +295,8 @@ impl ProxyArgs {
                 masquerade_all,
                 guard_addresses: ipvs_permit_all,
                 cluster_ranges: service_cluster_ip_range.clone(),
+                node_port_range: service_node_port_range.0.clone(),
+                excluded: excluded_cidrs.clone(),
             },
             admission: Admission {
                 strict: strict_external_ip_validation,

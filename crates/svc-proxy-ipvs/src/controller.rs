@@ -382,10 +382,10 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 .filter_map(|refusal| Some((*owners.get(refusal.command)?, refusal)))
                 .collect();
             for (key, held) in after {
-                if failed.contains_key(&key) {
-                    continue;
+                if !failed.contains_key(&key) {
+                    self.refused.remove(&key);
                 }
-                self.refused.remove(&key);
+                // Of those that failed the drains that began with it are gone on with, once they are read again.
                 self.set_held(key, held);
             }
             self.forget_stale(&commands, failures);

@@ -42,6 +42,10 @@ pub struct PlanConfig {
     pub guard_addresses: bool,
     /// Drop what goes to an address in the cluster IPs' ranges that no Service has.
     pub cluster_ranges: Vec<ipnet::IpNet>,
+    /// Ports that the API server gives out as node ports.
+    pub node_port_range: std::ops::RangeInclusive<u16>,
+    /// Leave what goes to these ranges to somebody else.
+    pub excluded: Vec<ipnet::IpNet>,
 }
 
 /// What packets go to: the address, protocol and port of a virtual service.

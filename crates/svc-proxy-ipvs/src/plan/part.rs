@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use common_informer::endpoints::{
@@ -66,7 +67,6 @@ pub struct Part {
 pub fn part(key: &ObjectKey, world: &World, addresses: &Addresses, config: &PlanConfig) -> Option<Part> {
     let service = world.services().get(key)?;
     let mut part = Part::default();
-    part.claims(service, world);
     let settings = &service.settings;
     let balancing = balancing(settings, config.scheduler, &mut part.problems);
     let writer = Writer {
@@ -77,7 +77,9 @@ pub fn part(key: &ObjectKey, world: &World, addresses: &Addresses, config: &Plan
         without_balancer_ips: flag(settings, "service.skiplbips", &mut part.problems),
         world,
         addresses,
+        node_port_range: &config.node_port_range,
     };
+    writer.claims(&mut part);
     // Read for its word only: see `Policies::of`.
     flag(settings, "service.local", &mut part.problems);
     for port in &service.ports {
@@ -91,29 +93,8 @@ pub fn part(key: &ObjectKey, world: &World, addresses: &Addresses, config: &Plan
     Some(part)
 }
 
-impl Part {
-    /// Reports the addresses that the Service wants and does not get.
-    fn claims(&mut self, service: &FullService, world: &World) {
-        for (frontend, owner) in world.services().lost(&service.key) {
-            self.problems.push(Problem::new(
-                Reason::AddressTaken,
-                format!("{} is served for Service {}", describe(frontend), owner.key),
-            ));
-        }
-        for (frontend, origin) in common_informer::endpoints::frontends(service) {
-            if let Some(why) = world.admission().objection(frontend, origin) {
-                let field = match origin {
-                    Origin::ClusterIp => "spec.clusterIPs",
-                    Origin::NodePort => "spec.ports",
-                    Origin::ExternalIp => "spec.externalIPs",
-                    Origin::LoadBalancer => "status.loadBalancer.ingress",
-                };
-                let message = format!("{field}: {} is not served: {why}", describe(frontend));
-                self.problems.push(Problem::new(Reason::AddressNotAllowed, message));
-            }
-        }
-    }
-}
+/// K8S: node ports are the API server's to give; external addresses are anybody's to write.
+const NODE_PORT: &str = "the address is the node's, and the port is in --service-node-port-range";
 
 fn describe(frontend: Frontend) -> String {
     match frontend {
@@ -131,9 +112,32 @@ struct Writer<'a> {
     without_balancer_ips: bool,
     world: &'a World,
     addresses: &'a Addresses,
+    node_port_range: &'a RangeInclusive<u16>,
 }
 
 impl Writer<'_> {
+    /// Reports the addresses that the Service wants and does not get.
+    fn claims(&self, part: &mut Part) {
+        for (frontend, owner) in self.world.services().lost(&self.service.key) {
+            part.problems.push(Problem::new(
+                Reason::AddressTaken,
+                format!("{} is served for Service {}", describe(frontend), owner.key),
+            ));
+        }
+        for (frontend, origin) in common_informer::endpoints::frontends(self.service) {
+            if let Some(why) = self.objection(frontend, origin) {
+                let field = match origin {
+                    Origin::ClusterIp => "spec.clusterIPs",
+                    Origin::NodePort => "spec.ports",
+                    Origin::ExternalIp => "spec.externalIPs",
+                    Origin::LoadBalancer => "status.loadBalancer.ingress",
+                };
+                let message = format!("{field}: {} is not served: {why}", describe(frontend));
+                part.problems.push(Problem::new(Reason::AddressNotAllowed, message));
+            }
+        }
+    }
+
     fn port(&self, port: &FullServicePort, family: Family, part: &mut Part) {
         let key = PortKey { name: &port.name, protocol: port.protocol, family };
         let selection = select(key, self.world.place(), self.world.slices(&self.service.key));
@@ -156,7 +160,7 @@ impl Writer<'_> {
             let all = policy == TrafficPolicy::Local
                 || (direct && self.policies.internal == TrafficPolicy::Cluster);
             let short_cut = origin.traffic() == Traffic::External && all;
-            if short_cut && let Some(cluster_ip) = self.cluster_ip(family) {
+            if short_cut && let Some(cluster_ip) = self.cluster_ip(port, family) {
                 part.inside.insert(front, (cluster_ip, port.port));
             }
         }
@@ -180,8 +184,7 @@ impl Writer<'_> {
             };
             of_port
                 && !(self.without_balancer_ips && *origin == Origin::LoadBalancer)
-                && self.world.admission().objection(*frontend, *origin).is_none()
-                && self.world.services().owner(*frontend).is_some_and(|owner| owner.key == self.service.key)
+                && self.is_ours(*frontend, *origin)
         });
         for (frontend, origin) in wanted {
             let protocol = port.protocol;
@@ -203,8 +206,24 @@ impl Writer<'_> {
         fronts
     }
 
-    fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
-        self.service.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
+    /// The cluster IP of a family, if packets to it and the port are served for this Service.
+    fn cluster_ip(&self, port: &FullServicePort, family: Family) -> Option<IpAddr> {
+        let ip = self.service.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)?;
+        self.is_ours(Frontend::Address(ip, port.protocol, port.port), Origin::ClusterIp).then_some(ip)
+    }
+
+    /// Why a frontend is not served, whoever wants it.
+    fn objection(&self, frontend: Frontend, origin: Origin) -> Option<&'static str> {
+        let given = matches!(origin, Origin::ClusterIp | Origin::NodePort);
+        let hides_node_port = matches!(frontend, Frontend::Address(ip, _, port)
+            if !given && self.addresses.own.contains(&ip) && self.node_port_range.contains(&port));
+        self.world.admission().objection(frontend, origin).or(hides_node_port.then_some(NODE_PORT))
+    }
+
+    /// Whether a frontend is served, and for this Service.
+    fn is_ours(&self, frontend: Frontend, origin: Origin) -> bool {
+        self.objection(frontend, origin).is_none()
+            && self.world.services().owner(frontend).is_some_and(|owner| owner.key == self.service.key)
     }
 
     fn front(

@@ -109,14 +109,9 @@ impl Rules {
         }
         for &family in &config.families {
             rules.sets(family);
-            let ranges = config.cluster_ranges.iter().filter(|range| Family::of(range.addr()) == family);
-            let name = of("cluster", family);
-            rules.journal.ensure_set(&name, || {
-                SetSpec::intervals(version(family).data_type()).with_comment("ranges of cluster IPs")
-            });
-            for range in IpNet::aggregate(&ranges.copied().collect()) {
-                let (first, until) = interval(range);
-                rules.journal.set_element(&name, first, Some(until));
+            rules.ranges("cluster", family, &config.cluster_ranges, "ranges of cluster IPs");
+            if !config.excluded.is_empty() {
+                rules.ranges("excluded", family, &config.excluded, "what somebody else serves");
             }
         }
         for (name, chain) in chains(config) {
@@ -125,6 +120,18 @@ impl Rules {
         // What is there from the start is not a change.
         rules.journal.take_steps(|_| true);
         rules
+    }
+
+    /// A set of those of the ranges that are of a family.
+    fn ranges(&mut self, stem: &str, family: Family, ranges: &[IpNet], comment: &str) {
+        let name = of(stem, family);
+        let spec = SetSpec::intervals(version(family).data_type()).with_comment(comment);
+        self.journal.ensure_set(&name, || spec);
+        let ranges = ranges.iter().filter(|range| Family::of(range.addr()) == family);
+        for range in IpNet::aggregate(&ranges.copied().collect()) {
+            let (first, until) = interval(range);
+            self.journal.set_element(&name, first, Some(until));
+        }
     }
 
     fn sets(&mut self, family: Family) {
@@ -335,6 +342,10 @@ fn chains(config: &PlanConfig) -> Vec<(&'static str, Chain)> {
     if !config.cluster_ranges.is_empty() {
         for family in families() {
             output.push(destination(family, "vip").accept());
+            if !config.excluded.is_empty() {
+                output.push(destination(family, "excluded").accept());
+                forward.push(destination(family, "excluded").accept());
+            }
             output.push(destination(family, "cluster").goto(&"discard".into()));
             forward.push(destination(family, "cluster").goto(&"discard".into()));
         }
