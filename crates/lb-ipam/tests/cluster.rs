@@ -199,6 +199,26 @@ async fn an_address_comes_back_when_its_service_goes_or_is_no_longer_ours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_status_is_never_written_to_another_service_of_the_same_name() {
+    let server = ApiServer::new(Duration::from_millis(20));
+    let url = server.door(0).await;
+    let mut process = Process::start(&url, "a", &[RANGE]);
+    eventually("a leads", PATIENCE, || server.state().holder().starts_with("a_")).await;
+    for _ in 0..30 {
+        for name in ["s", "t"] {
+            server.put(name, load_balancer());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        server.delete("s");
+    }
+    server.put("s", load_balancer());
+    eventually("both are served", PATIENCE, || all_served(&server)).await;
+    assert!(process.stop().success());
+    assert_eq!(server.state().doubles, [""; 0]);
+    assert!(server.state().uid_mismatches > 0, "no write came too late");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn addresses_of_kube_router_are_adopted_and_those_of_other_controllers_left_alone() {
     let server = ApiServer::new(Duration::ZERO);
     let url = server.door(0).await;

@@ -120,7 +120,7 @@ impl About {
             Self::Firewall => "it sets kube-router's firewall; npc-firewall has what is left of it",
             Self::Proxy => "it sets kube-router's service proxy; see svc-proxy-ipvs",
             Self::Routing => "it sets kube-router's routing; see route-bgp",
-            Self::LoadBalancer => "it sets kube-router's load balancer allocator; see route-bgp",
+            Self::LoadBalancer => "it sets kube-router's load balancer allocator; see lb-ipam",
             Self::Cni => "it sets kube-router's CNI configuration; see cni-bridge",
             Self::Process => "it switches parts of kube-router's one process; here each is its own program",
             Self::Cleanup => "it removes kube-router's state",

@@ -113,7 +113,10 @@ impl Elector {
             Attempt::Create => {
                 let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
                 let lease = Lease { metadata, spec: Some(self.spec(None, true)) };
-                self.api.create(&post, &lease).await?;
+                self.api.create(&post, &lease).await.map_err(|error| match WriteError::from(error) {
+                    WriteError::Gone => WriteError::Refused("there is no such namespace".to_owned()),
+                    error => error,
+                })?;
             }
             Attempt::Renew | Attempt::Take => {
                 // With the version that was read: another candidate's write in between is a conflict.

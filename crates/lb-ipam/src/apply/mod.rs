@@ -44,8 +44,9 @@ impl From<kube::Error> for WriteError {
         let text = format!("{} ({})", status.message, status.code);
         match status.code {
             404 => Self::Gone,
-            // K8S: the uid in an applied object is a precondition.
+            // K8S: the uid in an applied object is a precondition; where it fails depends on the version.
             409 if text.contains("Precondition failed") || text.contains("uid mismatch") => Self::Gone,
+            422 if text.contains("metadata.uid") => Self::Gone,
             409 => Self::Conflict(text),
             // Overload, and RBAC or tokens that are being mended.
             401 | 403 | 429 | 500.. => Self::Unavailable(text),

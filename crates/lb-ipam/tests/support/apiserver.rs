@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) refusals: VecDeque<u16>,
     /// Every status that was written: when, through which door, for whom, which addresses.
     pub(crate) written: Vec<(Instant, usize, Key, Vec<String>)>,
+    /// Patches that were meant for an earlier Service of the name.
+    pub(crate) uid_mismatches: usize,
     /// Two Services that showed one address, as soon as they did.
     pub(crate) doubles: Vec<String>,
     shut: BTreeMap<(usize, &'static str), Shut>,
@@ -255,6 +257,7 @@ impl ApiServer {
         let key = ("x".to_owned(), name.to_owned());
         let Some(mut object) = state.services.get(&key).cloned() else { return refusal(404, "not found") };
         if applied["metadata"]["uid"] != object["metadata"]["uid"] {
+            state.uid_mismatches += 1;
             return refusal(409, "Precondition failed: UID in precondition");
         }
         let manager = query.split('&').find_map(|pair| pair.strip_prefix("fieldManager=")).unwrap();
