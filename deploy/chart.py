@@ -54,13 +54,22 @@ LOCAL_RULES = {
         LEASES | {"resourceNames": ["kube-router-lballoc"], "verbs": ["get", "update"]},
     ],
 }
-# The least values that make a component's objects.
+# Values that make a component's objects, with every list that is an argument only if it is not empty: the checks of
+# metrics and images run the program with what comes out.
 ENABLING = {
     "npc-firewall": {},
     "svc-proxy-ipvs": {
         "firewall": {"enabled": False},
         "apiServer": {"host": "192.0.2.1", "port": 6443},
-        "proxy": {"enabled": True},
+        "proxy": {
+            "enabled": True,
+            "clusterIPRanges": ["10.96.0.0/12", "fd00:96::/112"],
+            "externalIPRanges": ["198.51.100.0/25"],
+            "loadBalancerIPRanges": ["198.51.100.128/25"],
+            "nodePortAddresses": ["192.0.2.0/24"],
+            "podCIDRs": ["10.244.1.0/24"],
+            "excludedCIDRs": ["192.0.2.128/25"],
+        },
     },
     "lb-ipam": {"firewall": {"enabled": False}, "lbIpam": {"enabled": True, "ranges": ["192.0.2.0/24"]}},
 }
