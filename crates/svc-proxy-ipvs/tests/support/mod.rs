@@ -97,3 +97,4 @@ impl Pure {
 
 pub mod node;
 pub mod oracle;
+pub mod random;

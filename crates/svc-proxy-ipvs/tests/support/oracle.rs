@@ -99,15 +99,16 @@ impl<'a> Oracle<'a> {
             .filter(move |service| ours(service))
     }
 
-    /// Whether a Service may have an address of a kind, by the operator's ranges.
-    fn admits(&self, kind: Kind, ip: IpAddr) -> bool {
+    /// Whether a Service may have an address of a kind, by the operator's ranges. Nobody may hide a node port.
+    fn admits(&self, kind: Kind, ip: IpAddr, port: u16) -> bool {
         let admission = &self.config.admission;
         let ranges = match kind {
             Kind::Cluster | Kind::NodePort => return true,
             Kind::External => &admission.external,
             Kind::Balancer => &admission.balancer,
         };
-        !admission.strict || within(ranges, ip) && !within(&admission.cluster, ip)
+        let is_node_port = self.addresses.own.contains(&ip) && self.config.node_ports.contains(&port);
+        !is_node_port && (!admission.strict || within(ranges, ip) && !within(&admission.cluster, ip))
     }
 
     /// Every address and port that a Service has, or would have if no other had it.
@@ -117,7 +118,7 @@ impl<'a> Oracle<'a> {
         let skips = settings.flag("service.skiplbips") == Ok(Some(true));
         for port in &service.ports {
             let mut claim = |ip, number, kind| {
-                if self.admits(kind, ip) {
+                if self.admits(kind, ip, number) {
                     claims.push((ip, number, Claim { service, port, kind }));
                 }
             };
@@ -147,12 +148,24 @@ impl<'a> Oracle<'a> {
                 front == (connection.destination, connection.port, connection.protocol)
             })
             .map(|(.., claim)| claim)
+            .filter(|claim| claim.kind != Kind::NodePort || self.has_node_port(claim))
             .collect();
         claims.sort_by_key(|Claim { service, kind, .. }| {
             let given = matches!(kind, Kind::Cluster | Kind::NodePort);
             (!given, service.created, service.key.clone(), *kind == Kind::External)
         });
         claims.into_iter().next()
+    }
+
+    /// Whether its node port is the Service's: of both families, or of none.
+    fn has_node_port(&self, claim: &Claim<'a>) -> bool {
+        let wants = |service: &&FullService| {
+            let mut ports = service.ports.iter();
+            ports.any(|port| (port.protocol, port.node_port) == (claim.port.protocol, claim.port.node_port))
+        };
+        let first =
+            self.services().filter(wants).min_by_key(|service| (service.created, service.key.clone()));
+        first.is_some_and(|first| first.key == claim.service.key)
     }
 
     /// Whether it is an address that some Service has, whatever the port.
@@ -166,18 +179,23 @@ impl<'a> Oracle<'a> {
         let family = Family::of(connection.destination);
         let local = settings.external_policy == TrafficPolicy::Local
             || settings.flag("service.local") == Ok(Some(true));
-        let inside = connection.place != Place::Elsewhere;
+        // core/v1: externalTrafficPolicy is about packets from outside of the cluster. Others take the cluster IP.
+        let inside = connection.place != Place::Elsewhere && self.has_cluster_ip(claim, family);
+        let short_cut = claim.kind != Kind::Cluster && local && inside;
         let policy = match claim.kind {
             Kind::Cluster => settings.internal_policy,
-            // core/v1: externalTrafficPolicy is about packets from outside of the cluster.
-            _ if local && !inside => TrafficPolicy::Local,
+            // LIMIT: docs/adr/0009. The API has Cluster here, whatever the internal policy.
+            _ if short_cut => settings.internal_policy,
+            _ if local => TrafficPolicy::Local,
             _ => TrafficPolicy::Cluster,
         };
         let anywhere = self.endpoints(claim, family, TrafficPolicy::Cluster);
         if anywhere.is_empty() {
             return Fate::Refused;
         }
+        // LIMIT: docs/adr/0009. Who takes the short cut is not asked where it comes from.
         if claim.kind == Kind::Balancer
+            && !short_cut
             && connection.place != Place::Node
             && settings.source_ranges.as_deref().is_some_and(|ranges| !within(ranges, connection.source))
         {
@@ -189,6 +207,19 @@ impl<'a> Oracle<'a> {
         }
         let seen = |(ip, port)| (ip, port, self.seen(ip, connection));
         Fate::Served(endpoints.into_iter().map(seen).collect())
+    }
+
+    /// Whether the Service has a cluster IP of a family, with the port, that is served here.
+    fn has_cluster_ip(&self, claim: &Claim<'a>, family: Family) -> bool {
+        let Some(ip) = claim.service.cluster_ips.iter().find(|ip| Family::of(**ip) == family) else {
+            return false;
+        };
+        let port = claim.port;
+        let place = Place::Elsewhere;
+        let to =
+            Connection { place, source: *ip, destination: *ip, protocol: port.protocol, port: port.port };
+        !within(&self.config.admission.excluded, *ip)
+            && self.owner(&to).is_some_and(|owner| owner.service.key == claim.service.key)
     }
 
     /// As whom the endpoint at `ip` sees the client. Its answer has to come back by this node.
