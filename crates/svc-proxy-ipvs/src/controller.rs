@@ -208,6 +208,10 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         }
         self.adopt_marks()?;
         let mut update = self.plan();
+        if let Some(health) = &mut self.rest.health {
+            health.set(self.planner.health());
+            health.set_node_eligible(!self.world.node_is_leaving());
+        }
         let mut failures = Failures::default();
         if let Err(error) = self.look_at_paths(observe, &mut update.table) {
             failures.note(error);
@@ -245,9 +249,6 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         }
         self.remove_services(&removals, report, &mut failures);
         self.look_after_drains(now, report, &mut failures);
-        if let Some(health) = &mut self.rest.health {
-            health.set(self.planner.health());
-        }
         report.wake_at = [self.next_drain_check, self.direct.wake_at].into_iter().flatten().min();
         failures.outcome()?;
         self.in_step = true;

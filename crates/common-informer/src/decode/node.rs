@@ -11,6 +11,7 @@ use crate::intern::Interner;
 use crate::object::{Kind, Node, NodeAddress, NodeAddressKind};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const EXCLUDED_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) -> Result<Node, Fault> {
@@ -24,10 +25,16 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
         name: metadata.key.name,
         zone: metadata.labels.get(ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned(),
         excluded_from_load_balancers: metadata.labels.contains_key(EXCLUDED_LABEL),
+        leaving: metadata.fields.contains_key("deletionTimestamp") || is_tainted(spec, LEAVING_TAINT),
         addresses: addresses(status, notes),
         pod_cidrs: pod_cidrs(spec, notes),
         annotations: annotations(metadata.fields, interner, notes),
     })
+}
+
+fn is_tainted(spec: &Map<String, Value>, key: &str) -> bool {
+    let taints = spec.get("taints").and_then(Value::as_array).into_iter().flatten();
+    taints.filter_map(|taint| taint.get("key")).any(|found| found == key)
 }
 
 fn addresses(status: &Map<String, Value>, notes: &mut Notes) -> Vec<NodeAddress> {

@@ -59,7 +59,8 @@ pub(crate) fn node() -> Value {
         "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z1",
                 "node.kubernetes.io/exclude-from-external-load-balancers": ""},
             "annotations": {"kube-router.io/node.asn": "64512", "other": "x"}},
-        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]},
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"],
+            "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}, {"type": "Hostname", "address": "n1"},
             {"type": "ExternalIP", "address": "198.51.100.1"}, {"type": "InternalIP", "address": "fd01::1"}]},
     })
@@ -441,6 +442,7 @@ fn node_is_projected() {
         name: "n1".into(),
         zone: Some("z1".into()),
         excluded_from_load_balancers: true,
+        leaving: true,
         addresses: vec![
             address(NodeAddressKind::Internal, "192.168.0.1"),
             address(NodeAddressKind::External, "198.51.100.1"),

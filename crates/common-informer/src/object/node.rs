@@ -16,6 +16,8 @@ pub struct Node {
     pub zone: Option<Str>,
     /// It has the label `node.kubernetes.io/exclude-from-external-load-balancers`.
     pub excluded_from_load_balancers: bool,
+    /// It is being deleted, or has the taint `ToBeDeletedByClusterAutoscaler`. K8S: kube-proxy's `nodeEligible`.
+    pub leaving: bool,
     /// `status.addresses` that are IP addresses, in order.
     pub addresses: Vec<NodeAddress>,
     /// `spec.podCIDRs` (or `podCIDR`), host bits cleared.

@@ -87,9 +87,6 @@ impl Health {
 
     /// Whether load balancers may keep this node. K8S: they may not once it is being deleted or has the taint
     /// `ToBeDeletedByClusterAutoscaler` (KEP-3836).
-    ///
-    /// LIMIT: until this is called, `/healthz` says that they may, and nobody calls it as long as
-    /// common-informer's Node has neither taints nor its deletion.
     pub fn set_node_eligible(&self, eligible: bool) {
         self.eligible.store(eligible, Ordering::Relaxed);
     }

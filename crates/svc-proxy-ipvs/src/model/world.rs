@@ -134,6 +134,11 @@ impl World {
         self.slices.len()
     }
 
+    /// Whether the node is about to go: load balancers shall not send it anything new.
+    pub fn node_is_leaving(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.leaving)
+    }
+
     /// The addresses that the Node object names.
     pub fn node_addresses(&self) -> &[NodeAddress] {
         self.node.as_ref().map_or(&[], |node| &node.addresses)

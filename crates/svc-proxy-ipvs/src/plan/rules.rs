@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 
 pub use direct::{DirectTable, marks};
 
-use super::part::Part;
+use super::part::{HealthCheck, Part};
 use super::{Front, Gate, PlanConfig};
 use crate::owned;
 
@@ -107,6 +107,10 @@ impl Rules {
                 rules.journal.set_element(&name.into(), Key::from_bytes(&[*number]), Some(Value::Member));
             }
         }
+        rules.journal.ensure_set(&"health".into(), || {
+            SetSpec::set(&[DataType::InetProto, DataType::InetService])
+                .with_comment("health check node ports: balancers ask virtual addresses too")
+        });
         for &family in &config.families {
             rules.sets(family);
             rules.ranges("cluster", family, &config.cluster_ranges, "ranges of cluster IPs");
@@ -160,6 +164,9 @@ impl Rules {
         for front in part.inside.keys() {
             self.journal.set_element(&of("inside", front.family()), key(front), None);
         }
+        if let Some(check) = &part.health {
+            self.journal.set_element(&"health".into(), health_key(check), None);
+        }
         if let Some(ranges) = &part.sources {
             let name = sources_name(service, ranges);
             self.journal.set_chain(&chain_name(&name), None);
@@ -184,6 +191,9 @@ impl Rules {
             if matches!(gate, Gate::Serve | Gate::Sources) && !is_direct {
                 self.journal.set_element(&of("served", front.family()), key(front), Some(Value::Member));
             }
+        }
+        if let Some(check) = &part.health {
+            self.journal.set_element(&"health".into(), health_key(check), Some(Value::Member));
         }
         for (front, (ip, port)) in &part.inside {
             let to = Value::Data(Key::address_port(*ip, *port));
@@ -263,6 +273,10 @@ impl Rules {
     pub fn take_steps(&mut self) -> Vec<Op> {
         self.journal.take_steps(|_| true).ops
     }
+}
+
+fn health_key(check: &HealthCheck) -> Key {
+    Key::concat(&[&[Protocol::Tcp.number()], &check.port.to_be_bytes()])
 }
 
 /// Fronts that an observed table of ours has: the record of what we served.
@@ -368,6 +382,7 @@ fn chains(config: &PlanConfig) -> Vec<(&'static str, Chain)> {
             plain(vec![
                 Rule::new().icmp_type_in(&"icmp-ok".into()).accept(),
                 Rule::new().icmpv6_type_in(&"icmpv6-ok".into()).accept(),
+                Rule::new().proto_port_in(&"health".into()).accept(),
                 Rule::new().goto(&"refuse".into()),
             ]),
         ),
