@@ -48,6 +48,9 @@ const ATTEMPTS: usize = 3;
 /// Between two looks at the connections of what is drained.
 const DRAIN_POLL: Duration = Duration::from_secs(2);
 
+/// What the kernel refuses is tried again after this time, or with the next change.
+const REFUSED_RETRY: Duration = Duration::from_secs(10);
+
 /// Watches the kernel for changes by others. Called at most once, when the table is not owned by this process.
 pub type Watch = Box<dyn FnOnce(Waker) + Send>;
 
@@ -238,7 +241,9 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         };
         self.set_up_pods(cause, now, report);
         let removals = self.commit_services(now, report, &mut failures);
-        match self.vips.add(new, self.planner.addresses()) {
+        let refused: Vec<_> = self.vips.refused().keys().copied().collect();
+        let new = new.into_iter().chain(refused).filter(|ip| self.planner.wants_vip(*ip));
+        match self.vips.add(new.collect::<BTreeSet<_>>(), self.planner.addresses()) {
             Ok(count) => report.add("add_route", count),
             Err(error) => failures.note(error),
         }
@@ -249,7 +254,9 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         }
         self.remove_services(&removals, report, &mut failures);
         self.look_after_drains(now, report, &mut failures);
-        report.wake_at = [self.next_drain_check, self.direct.wake_at].into_iter().flatten().min();
+        let is_refused = !self.refused.is_empty() || !self.vips.refused().is_empty();
+        let again = is_refused.then(|| now + REFUSED_RETRY);
+        report.wake_at = [self.next_drain_check, self.direct.wake_at, again].into_iter().flatten().min();
         failures.outcome()?;
         self.in_step = true;
         Ok(())
@@ -395,8 +402,8 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 match self.observe_one(key) {
                     Ok(()) if attempt < ATTEMPTS && refusal.is_retryable() => keys.push(key),
                     Ok(()) => {
+                        // It costs its Service; all that is well with the others is well with the sync.
                         self.refused.insert(key, refusal.to_string());
-                        failures.note(Error::CommitIpvs(CommitError::Refused(vec![refusal.clone()])));
                     }
                     Err(error) => failures.note(error),
                 }
@@ -483,7 +490,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             // One that is gone already is refused as well.
             if let Some(refusal) = refusal.filter(|refusal| !refusal.is_retryable()) {
                 self.pending.insert(*key);
-                failures.note(Error::CommitIpvs(CommitError::Refused(vec![refusal.clone()])));
+                self.refused.insert(*key, refusal.to_string());
             } else {
                 self.held.remove(key);
                 self.draining.remove(key);
@@ -559,6 +566,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         }
         for (key, why) in &self.refused {
             if let Some(service) = self.planner.owner(key) {
+                let object = ObjectRef { kind: Kind::Service, key: service.clone() };
+                problems.entry(object).or_default().push(Problem::new(Reason::KernelRefused, why.clone()));
+            }
+        }
+        for (ip, why) in self.vips.refused() {
+            for service in self.planner.users_of(*ip) {
                 let object = ObjectRef { kind: Kind::Service, key: service.clone() };
                 problems.entry(object).or_default().push(Problem::new(Reason::KernelRefused, why.clone()));
             }

@@ -501,14 +501,15 @@ fn w12_a_refused_endpoint_costs_itself_alone_and_is_told_and_tried_again() {
         "TCP 10.96.0.12:80 10.244.2.41:8080*1",
         "TCP 10.96.0.13:80 10.244.2.51:8080*1",
     ];
-    let error = rig.sync(Cause::Change, changes(&yaml)).unwrap_err();
+    let report = rig.sync(Cause::Change, changes(&yaml)).unwrap();
     assert_eq!(rig.kernel.services(), wanted);
     assert_eq!(rig.kernel.vips(), ["10.96.0.10", "10.96.0.11", "10.96.0.12", "10.96.0.13"]);
-    assert!(error.partial.degraded.iter().any(|d| d.message.contains("Service shop/new")), "{error:?}");
+    assert!(report.degraded.iter().any(|d| d.message.contains("Service shop/new")), "{report:?}");
+    assert!(report.wake_at.is_some_and(|at| at > rig.now), "it is tried again: {report:?}");
     assert!(rig.state()["excluded"].to_string().contains("kernel_refused"), "{}", rig.state());
-    for cause in [Cause::Retry, Cause::Periodic, Cause::Change] {
+    for cause in [Cause::Timer, Cause::Periodic, Cause::Change] {
         rig.said();
-        rig.sync(cause, Vec::new()).unwrap_err();
+        rig.sync(cause, Vec::new()).unwrap();
         assert_eq!(rig.kernel.services(), wanted, "nothing else suffers at {cause:?}");
         let tries = rig.changed();
         assert_eq!(
@@ -518,7 +519,7 @@ fn w12_a_refused_endpoint_costs_itself_alone_and_is_told_and_tried_again() {
         );
     }
     rig.kernel.ipvs.refuse_nothing();
-    let report = rig.sync(Cause::Retry, Vec::new()).unwrap();
+    let report = rig.sync(Cause::Timer, Vec::new()).unwrap();
     assert_eq!(rig.kernel.services()[2], "TCP 10.96.0.12:80 10.244.2.41:8080*1 10.244.9.9:8080*1");
     assert_eq!(report.degraded, []);
     assert_eq!(rig.state()["excluded"], serde_json::json!([]));
@@ -530,10 +531,11 @@ fn w12_an_address_that_is_refused_costs_itself_alone() {
     let bad = |command: &route::Command| matches!(command, route::Command::ReplaceRoute(route) if route.destination.addr() == IpAddr::from([10, 96, 0, 10]));
     rig.kernel.route.refuse(bad, nix::libc::EINVAL, Some(1));
     let all = NODE.to_owned() + "---\n" + &world();
-    rig.sync(Cause::Start, changes(&all)).unwrap_err();
+    let report = rig.sync(Cause::Start, changes(&all)).unwrap();
     assert_eq!(rig.kernel.services(), SERVED);
     assert_eq!(rig.kernel.vips(), ["10.96.0.11"]);
-    rig.sync(Cause::Retry, Vec::new()).unwrap();
+    assert!(report.degraded.iter().any(|d| d.message.contains("Service shop/web")), "{report:?}");
+    rig.sync(Cause::Timer, Vec::new()).unwrap();
     assert_eq!(rig.kernel.vips(), ["10.96.0.10", "10.96.0.11"]);
 }
 
@@ -545,10 +547,10 @@ fn w12_a_refused_endpoint_does_not_hold_up_the_drain_of_another() {
     rig.kernel.ipvs.refuse(bad, nix::libc::EINVAL, None);
     rig.kernel.ipvs.connect(&tcp("10.96.0.10"), &at("10.244.2.22"), (1, 0));
     let changed = slice("shop", "web", "TCP", &[("10.244.2.21", ' '), ("10.244.9.9", ' ')]);
-    rig.sync(Cause::Change, changes(&changed)).unwrap_err();
+    rig.sync(Cause::Change, changes(&changed)).unwrap();
     for _ in 0..20 {
         rig.now += Duration::from_secs(2);
-        rig.sync(Cause::Retry, Vec::new()).unwrap_err();
+        rig.sync(Cause::Timer, Vec::new()).unwrap();
     }
     assert_eq!(rig.kernel.services()[0], "TCP 10.96.0.10:80 10.244.2.21:8080*1", "its 30 seconds are over");
 }

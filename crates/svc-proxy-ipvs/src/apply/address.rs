@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use common_informer::object::Family;
 use ipnet::IpNet;
 use kernel_netlink::route::{
-    Command, CommitError, Link, LinkChange, LinkIndex, LinkName, NewLink, NewLinkKind, Route, RouteFilter,
-    RouteProtocol, Rtnetlink, Table,
+    Command, CommitError, Link, LinkChange, LinkIndex, LinkName, NewLink, NewLinkKind, Refusal, Route,
+    RouteFilter, RouteProtocol, Rtnetlink, Table,
 };
 
 use crate::error::Error;
@@ -22,6 +22,7 @@ pub struct VirtualAddresses<R> {
     netlink: R,
     device: Option<LinkIndex>,
     held: BTreeMap<IpAddr, Route>,
+    refused: BTreeMap<IpAddr, String>,
 }
 
 pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
@@ -33,7 +34,7 @@ pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
 impl<R: Rtnetlink> VirtualAddresses<R> {
     /// Nothing is known yet.
     pub fn new(netlink: R) -> Self {
-        Self { netlink, device: None, held: BTreeMap::new() }
+        Self { netlink, device: None, held: BTreeMap::new(), refused: BTreeMap::new() }
     }
 
     /// The conversation with the kernel, for what else there is to ask.
@@ -107,10 +108,10 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         self.held.len()
     }
 
-    /// Makes routes as they should be.
+    /// Makes routes as they should be. Those that the kernel refuses for good are in [`VirtualAddresses::refused`].
     ///
     /// # Errors
-    /// When not all are there; the others are.
+    /// When others are not there that may be if tried again.
     pub fn add(
         &mut self,
         ips: impl IntoIterator<Item = IpAddr>,
@@ -128,8 +129,24 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         let routes: Vec<_> =
             ips.map(|ip| route(ip, device, addresses)).filter(|route| !self.has(route)).collect();
         let commands: Vec<_> = routes.iter().cloned().map(Command::ReplaceRoute).collect();
-        self.commit(&commands, "adding routes of virtual addresses")?;
+        routes.iter().for_each(|route| {
+            self.refused.remove(&route.destination.addr());
+        });
+        match self.commit(&commands) {
+            Err(CommitError::Refused(refusals)) if !refusals.iter().any(Refusal::is_retryable) => {
+                let refused = |refusal: Refusal| {
+                    Some((routes.get(refusal.command)?.destination.addr(), refusal.to_string()))
+                };
+                self.refused.extend(refusals.into_iter().filter_map(refused));
+            }
+            result => result.map_err(failed("adding routes of virtual addresses"))?,
+        }
         Ok(commands.len())
+    }
+
+    /// Addresses whose routes the kernel refused for good, and why.
+    pub fn refused(&self) -> &BTreeMap<IpAddr, String> {
+        &self.refused
     }
 
     fn has(&self, route: &Route) -> bool {
@@ -141,14 +158,18 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
     /// # Errors
     /// When not all are gone; the others are.
     pub fn remove(&mut self, ips: impl IntoIterator<Item = IpAddr>) -> Result<usize, Error> {
+        let ips: Vec<_> = ips.into_iter().collect();
+        ips.iter().for_each(|ip| {
+            self.refused.remove(ip);
+        });
         let commands: Vec<_> =
-            ips.into_iter().filter_map(|ip| self.held.get(&ip)).cloned().map(Command::DeleteRoute).collect();
-        self.commit(&commands, "removing routes of virtual addresses")?;
+            ips.iter().filter_map(|ip| self.held.get(ip)).cloned().map(Command::DeleteRoute).collect();
+        self.commit(&commands).map_err(failed("removing routes of virtual addresses"))?;
         Ok(commands.len())
     }
 
     /// Carries out commands for routes and keeps what was done in mind.
-    fn commit(&mut self, commands: &[Command], what: &'static str) -> Result<(), Error> {
+    fn commit(&mut self, commands: &[Command]) -> Result<(), CommitError> {
         if commands.is_empty() {
             return Ok(());
         }
@@ -169,7 +190,7 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
                 _ => {}
             }
         }
-        result.map_err(failed(what))
+        result
     }
 
     /// Removes the device, with all its routes.

@@ -234,6 +234,11 @@ impl Planner {
         self.virtuals.get(key)
     }
 
+    /// The Services that have a virtual address. A walk through all: for the few that are in trouble.
+    pub fn users_of(&self, ip: IpAddr) -> impl Iterator<Item = &ObjectKey> {
+        self.parts.iter().filter(move |(_, part)| part.vips.contains(&ip)).map(|(service, _)| service)
+    }
+
     /// The Service that a wanted virtual service is of. A walk through all: for the few that are in trouble.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectKey> {
         let mut parts = self.parts.iter();
