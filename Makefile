@@ -109,7 +109,7 @@ lint: need-cargo ## Formatting and clippy; warnings are errors
 
 .PHONY: ci
 ci: lint test chart-check ## What .ci/run runs
-	@$(MAKE) --no-print-directory check-metrics BINARY="$(FIREWALL)"
+	@$(MAKE) --no-print-directory check-metrics BINARIES="$(dir $(FIREWALL))"
 	@if [ -d "$(CONFORMANCE_DIR)" ]; then $(MAKE) --no-print-directory test-conformance; \
 	else echo "no $(CONFORMANCE_DIR): the conformance suites are not part of this run"; fi
 

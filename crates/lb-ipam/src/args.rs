@@ -19,7 +19,7 @@ use crate::plan::election::Timing;
 pub static PROGRAM: Program = Program {
     name: "lb-ipam",
     version: env!("CARGO_PKG_VERSION"),
-    health_port: 20247,
+    health_port: 20248,
     sync_period_aliases: &["loadbalancer-sync-period"],
 };
 

@@ -24,8 +24,6 @@ use crate::run::{open_ipvs, open_netlink, open_nftables};
 
 /// kube-router's tables of DSR, and the preferences of the rules that lead to them.
 const KUBE_ROUTER_TABLES: [(u32, u32); 2] = [(32764, 78), (32765, 79)];
-/// kube-proxy's device in its mode ipvs.
-const KUBE_PROXY_DEVICE: &str = "kube-ipvs0";
 /// kube-proxy's table in its mode nftables, one for each family.
 const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
@@ -154,13 +152,13 @@ fn kube_router(config: &Config) -> anyhow::Result<()> {
 }
 
 fn kube_proxy(config: &Config) -> anyhow::Result<()> {
-    let services = remove_services_of(config, KUBE_PROXY_DEVICE)?;
+    let services = remove_services_of(config, owned::KUBE_PROXY_DEVICE)?;
     println!("kube-proxy: {services} virtual services removed");
     let mut netlink = open_netlink()?;
-    let name = LinkName::new(KUBE_PROXY_DEVICE).context("no device can have that name")?;
+    let name = LinkName::new(owned::KUBE_PROXY_DEVICE).context("no device can have that name")?;
     if let Some(link) = netlink.observe_link(&name)? {
         netlink.commit(&[route::Command::DeleteLink(link.index)])?;
-        println!("kube-proxy: device {KUBE_PROXY_DEVICE} removed");
+        println!("kube-proxy: device {} removed", owned::KUBE_PROXY_DEVICE);
     }
     for family in [Family::Ip, Family::Ip6] {
         let mut nft = open_nftables()?;

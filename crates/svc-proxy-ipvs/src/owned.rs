@@ -33,6 +33,9 @@ pub const MARK_PRIORITY: i32 = -90;
 /// still goes to a virtual address is marked, and before IPVS (-98).
 pub const MARK_OUTPUT_PRIORITY: i32 = -99;
 
+/// Priority of the chain `dsr-sent` at output: before translation, which asks for a route again.
+pub const UNMARK_PRIORITY: i32 = -150;
+
 /// Marks of packets to fronts that are served by direct return, and to other fronts of their addresses: the bits of
 /// [`MARK_MASK`]. The others are the number of the front; 0 for fronts that IPVS knows by their address.
 pub const MARK: u32 = 0x4d00_0000;
@@ -51,6 +54,9 @@ pub const TUNNELS: [&str; 2] = ["kube-tunnel-if", "kube-tunnel-v6"];
 
 /// The device that routes of virtual addresses point to. It has no addresses.
 pub const DEVICE: &str = "kube-dummy-if";
+
+/// kube-proxy's device in its mode ipvs: its addresses are virtual ones too. It is not ours.
+pub const KUBE_PROXY_DEVICE: &str = "kube-ipvs0";
 
 /// Protocol number of the routes of virtual addresses, which are in the table `local`, and of the routes and rules
 /// of marked packets.

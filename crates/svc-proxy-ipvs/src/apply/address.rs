@@ -52,8 +52,8 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         let addresses = self.netlink.observe_addresses().map_err(failed("reading the node's addresses"))?;
         let known = addresses.iter().filter_map(|address| {
             let device = names.get(&address.link)?.name.as_str();
-            // kube-router puts virtual addresses there; they are no addresses of the node.
-            (device != owned::DEVICE)
+            // kube-router and kube-proxy put virtual addresses there; they are no addresses of the node.
+            (![owned::DEVICE, owned::KUBE_PROXY_DEVICE].contains(&device))
                 .then(|| LocalAddress { ip: address.address.addr(), device: device.to_owned() })
         });
         Ok(known.collect())

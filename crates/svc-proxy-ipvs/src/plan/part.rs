@@ -159,7 +159,9 @@ impl Writer<'_> {
             // What comes from here to an endpoint gains nothing by direct return, and cannot return to itself.
             let all = policy == TrafficPolicy::Local
                 || (direct && self.policies.internal == TrafficPolicy::Cluster);
-            let short_cut = origin.traffic() == Traffic::External && all;
+            // At the cluster IP nobody would look at the ranges.
+            let limited = origin == Origin::LoadBalancer && self.service.settings.source_ranges.is_some();
+            let short_cut = origin.traffic() == Traffic::External && all && !limited;
             if short_cut && let Some(cluster_ip) = self.cluster_ip(port, family) {
                 part.inside.insert(front, (cluster_ip, port.port));
             }

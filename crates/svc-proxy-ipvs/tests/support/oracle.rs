@@ -180,7 +180,9 @@ impl<'a> Oracle<'a> {
         let local = settings.external_policy == TrafficPolicy::Local
             || settings.flag("service.local") == Ok(Some(true));
         // core/v1: externalTrafficPolicy is about packets from outside of the cluster. Others take the cluster IP.
-        let inside = connection.place != Place::Elsewhere && self.has_cluster_ip(claim, family);
+        let limited = claim.kind == Kind::Balancer && settings.source_ranges.is_some();
+        // LIMIT: docs/adr/0009. Where sources are limited, there is no short cut.
+        let inside = connection.place != Place::Elsewhere && !limited && self.has_cluster_ip(claim, family);
         let short_cut = claim.kind != Kind::Cluster && local && inside;
         let policy = match claim.kind {
             Kind::Cluster => settings.internal_policy,
@@ -193,9 +195,7 @@ impl<'a> Oracle<'a> {
         if anywhere.is_empty() {
             return Fate::Refused;
         }
-        // LIMIT: docs/adr/0009. Who takes the short cut is not asked where it comes from.
         if claim.kind == Kind::Balancer
-            && !short_cut
             && connection.place != Place::Node
             && settings.source_ranges.as_deref().is_some_and(|ranges| !within(ranges, connection.source))
         {
