@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::entry::{Address, Route, Rule};
-use super::link::{LinkChange, LinkIndex, NewLink, NewLinkKind, PortChange};
+use super::link::{Forwarding, LinkChange, LinkIndex, NewLink, NewLinkKind, PortChange, PortVlans};
 
 /// One change. It is carried out whole or refused whole, but for [`Command::SetLink`], of which a part may have
 /// been done when it is refused.
@@ -16,6 +16,12 @@ pub enum Command {
     /// Changes a device as a port of its bridge. `EOPNOTSUPP` if it is none, `ENODEV` if there is none with the
     /// number.
     SetPort(LinkIndex, PortChange),
+    /// Adds VLANs to a port. `EOPNOTSUPP` if the kernel cannot tell VLANs apart.
+    AddVlans(PortVlans),
+    /// Removes VLANs from a port. `ENOENT` if it has none of them.
+    DeleteVlans(PortVlans),
+    /// Leads frames to an address to a port of a bridge. `EEXIST` if there is an entry for it.
+    AddForwarding(Forwarding),
     /// Removes a device, with its addresses, routes, and the peer of a veth.
     DeleteLink(LinkIndex),
     /// Adds an address. `EEXIST` if the device has it.
@@ -45,15 +51,22 @@ impl fmt::Display for Command {
                 Ok(())
             }
             Self::SetLink(link, change) => write!(f, "set link {link}{}", Changes(change)),
-            Self::SetPort(link, PortChange { hairpin, isolated }) => {
+            Self::SetPort(link, PortChange { hairpin, isolated, locked }) => {
                 write!(f, "set port {link}")?;
-                for (name, value) in [("hairpin", hairpin), ("isolated", isolated)] {
+                for (name, value) in [("hairpin", hairpin), ("isolated", isolated), ("locked", locked)] {
                     if let Some(value) = value {
                         write!(f, " {name} {}", if *value { "on" } else { "off" })?;
                     }
                 }
                 Ok(())
             }
+            Self::AddVlans(PortVlans { port, first, last, .. }) => {
+                write!(f, "add vlan {first}-{last} to {port}")
+            }
+            Self::DeleteVlans(PortVlans { port, first, last, .. }) => {
+                write!(f, "delete vlan {first}-{last} of {port}")
+            }
+            Self::AddForwarding(Forwarding { port, mac }) => write!(f, "forward {mac} to {port}"),
             Self::DeleteLink(link) => write!(f, "delete link {link}"),
             Self::AddAddress(address) => write!(f, "add address {address}"),
             Self::DeleteAddress(address) => write!(f, "delete address {address}"),
@@ -70,7 +83,7 @@ struct Changes<'a>(&'a LinkChange);
 
 impl fmt::Display for Changes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LinkChange { up, mtu, name, mac, master, namespace } = self.0;
+        let LinkChange { up, mtu, name, mac, master, promiscuous, alias, namespace } = self.0;
         if let Some(up) = up {
             f.write_str(if *up { " up" } else { " down" })?;
         }
@@ -87,6 +100,12 @@ impl fmt::Display for Changes<'_> {
             Some(Some(master)) => write!(f, " master {master}")?,
             Some(None) => f.write_str(" nomaster")?,
             None => {}
+        }
+        if let Some(promiscuous) = promiscuous {
+            f.write_str(if *promiscuous { " promisc on" } else { " promisc off" })?;
+        }
+        if let Some(alias) = alias {
+            write!(f, " alias {alias:?}")?;
         }
         if let Some(namespace) = namespace {
             write!(f, " netns {namespace}")?;

@@ -290,6 +290,10 @@ pub struct Route {
     pub metric: u32,
     /// Packets with this type of service only, unless 0; IPv4.
     pub tos: u8,
+    /// Bytes of the largest packet; what the device has if absent.
+    pub mtu: Option<u32>,
+    /// Bytes of the largest TCP segment to ask the other side for; follows from the largest packet if absent.
+    pub advmss: Option<u32>,
 }
 
 impl Route {
@@ -306,6 +310,8 @@ impl Route {
             preferred_source: None,
             metric: 0,
             tos: 0,
+            mtu: None,
+            advmss: None,
         }
     }
 

@@ -51,8 +51,10 @@ fn hop(family: Family) -> impl Strategy<Value = NextHop> {
 fn route() -> impl Strategy<Value = Route> {
     family().prop_flat_map(|family| {
         let numbers = any::<(u32, u8, u8, u8, u32, u8)>();
-        (prefix(family, 0), numbers, vec(hop(family), 0..5), option::of(address(family))).prop_map(
-            |(destination, (table, protocol, scope, kind, metric, tos), mut next_hops, preferred_source)| {
+        let sizes = (option::of(any::<u32>()), option::of(any::<u32>()));
+        (prefix(family, 0), numbers, vec(hop(family), 0..5), option::of(address(family)), sizes).prop_map(
+            |(destination, numbers, mut next_hops, preferred_source, (mtu, advmss))| {
+                let (table, protocol, scope, kind, metric, tos) = numbers;
                 let kind = RouteType::from_number(kind);
                 if kind.is_refusal() {
                     next_hops.clear();
@@ -70,6 +72,8 @@ fn route() -> impl Strategy<Value = Route> {
                     preferred_source,
                     metric,
                     tos,
+                    mtu,
+                    advmss,
                 }
             },
         )

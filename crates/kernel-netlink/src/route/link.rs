@@ -87,6 +87,13 @@ pub struct Link {
     pub mac: Option<MacAddress>,
     /// Whether it is meant to be up (`IFF_UP`).
     pub up: bool,
+    /// Whether it is in operation (`IFF_RUNNING`). KERNEL: follows [`Link::carrier`] a moment later; a port of a
+    /// bridge forwards from then on.
+    pub running: bool,
+    /// Whether it takes packets that are not for it because somebody asked for it (`IFF_PROMISC`).
+    pub promiscuous: bool,
+    /// Free text for people.
+    pub alias: Option<String>,
     /// Whether it can carry packets (`IFF_LOWER_UP`): for a veth, whether its peer is up too.
     pub carrier: bool,
     /// The bridge (bond, VRF) whose port it is.
@@ -107,6 +114,8 @@ pub struct Port {
     pub hairpin: bool,
     /// Whether frames from other isolated ports are kept from it.
     pub isolated: bool,
+    /// Whether it takes no frames but from addresses that [`Forwarding`] leads to it (Linux ≥ 5.18).
+    pub locked: bool,
 }
 
 /// What is to be changed on a port of a bridge; what is absent stays.
@@ -116,6 +125,31 @@ pub struct PortChange {
     pub hairpin: Option<bool>,
     /// See [`Port::isolated`].
     pub isolated: Option<bool>,
+    /// See [`Port::locked`]. KERNEL: before Linux 5.18 it is passed over without a word: read it back.
+    pub locked: Option<bool>,
+}
+
+/// That frames to an address leave by a port of a bridge; it does not expire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The port.
+    pub port: LinkIndex,
+    /// The address.
+    pub mac: MacAddress,
+}
+
+/// VLANs of a port of a bridge that tells VLANs apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortVlans {
+    /// The port.
+    pub port: LinkIndex,
+    /// The first of them; 1 to 4094.
+    pub first: u16,
+    /// The last of them; not less than the first.
+    pub last: u16,
+    /// Whether it is *the* VLAN of the port: frames without a tag come into it, and its frames leave without one.
+    /// KERNEL: not of more than one.
+    pub access: bool,
 }
 
 /// What kind of device it is.
@@ -283,6 +317,10 @@ pub struct LinkChange {
     pub mac: Option<MacAddress>,
     /// The bridge whose port it becomes; `Some(None)` takes it out of its bridge.
     pub master: Option<Option<LinkIndex>>,
+    /// Whether it takes packets that are not for it.
+    pub promiscuous: Option<bool>,
+    /// Free text for people; at most 255 bytes. The empty text removes it.
+    pub alias: Option<String>,
     /// The namespace that it moves to, where it is down and without addresses.
     pub namespace: Option<crate::namespace::Namespace>,
 }

@@ -55,7 +55,10 @@ impl Default for Model {
 impl Model {
     /// All links, in the order of their numbers.
     pub(super) fn links(&self) -> Vec<Link> {
-        self.links.values().map(|link| Link { carrier: self.carries(link), ..link.clone() }).collect()
+        self.links
+            .values()
+            .map(|link| Link { carrier: self.carries(link), running: self.carries(link), ..link.clone() })
+            .collect()
     }
 
     /// A device of a driver, up.
@@ -72,6 +75,11 @@ impl Model {
             Command::AddLink(link) => self.add_link(link),
             Command::SetLink(index, change) => self.set_link(*index, change),
             Command::SetPort(index, change) => self.set_port(*index, *change),
+            // LIMIT: no port here tells VLANs apart, as a kernel without CONFIG_BRIDGE_VLAN_FILTERING.
+            Command::AddVlans(vlans) | Command::DeleteVlans(vlans) => {
+                self.port(vlans.port).and(Err(libc::EOPNOTSUPP))
+            }
+            Command::AddForwarding(entry) => self.port(entry.port).map(drop),
             Command::DeleteLink(index) => self.delete_link(*index),
             Command::AddAddress(address) => self.add_address(address),
             Command::DeleteAddress(address) => self.delete_address(address),
@@ -106,6 +114,9 @@ impl Model {
             mtu: ETHERNET_MTU,
             mac: Some(MacAddress([0x02, 0, 0, 0, a, b])),
             up: false,
+            running: false,
+            promiscuous: false,
+            alias: None,
             carrier: false,
             master: None,
             port: None,
@@ -205,6 +216,10 @@ impl Model {
             }
             link.master = master;
         }
+        link.promiscuous = change.promiscuous.unwrap_or(link.promiscuous);
+        if let Some(alias) = &change.alias {
+            link.alias = Some(alias.clone()).filter(|alias| !alias.is_empty());
+        }
         let was_up = link.up;
         let up = change.up.unwrap_or(was_up);
         link.up = up;
@@ -218,11 +233,16 @@ impl Model {
     }
 
     fn set_port(&mut self, index: LinkIndex, change: PortChange) -> Result<(), i32> {
-        let link = self.links.get_mut(&index).ok_or(libc::ENODEV)?;
-        let port = link.port.as_mut().ok_or(libc::EOPNOTSUPP)?;
+        let port = self.port(index)?;
         port.hairpin = change.hairpin.unwrap_or(port.hairpin);
         port.isolated = change.isolated.unwrap_or(port.isolated);
+        port.locked = change.locked.unwrap_or(port.locked);
         Ok(())
+    }
+
+    fn port(&mut self, index: LinkIndex) -> Result<&mut Port, i32> {
+        let link = self.links.get_mut(&index).ok_or(libc::ENODEV)?;
+        link.port.as_mut().ok_or(libc::EOPNOTSUPP)
     }
 
     fn delete_link(&mut self, index: LinkIndex) -> Result<(), i32> {

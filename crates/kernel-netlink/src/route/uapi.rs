@@ -14,7 +14,11 @@ pub(super) const RTM_NEWRULE: u16 = 32;
 pub(super) const RTM_DELRULE: u16 = 33;
 pub(super) const RTM_GETRULE: u16 = 34;
 
+pub(super) const RTM_NEWNEIGH: u16 = 28;
+
 pub(super) const IFF_UP: u32 = 0x1;
+pub(super) const IFF_RUNNING: u32 = 0x40;
+pub(super) const IFF_PROMISC: u32 = 0x100;
 pub(super) const IFF_LOWER_UP: u32 = 0x1_0000;
 /// include/uapi/linux/if_arp.h; also what a veth or bridge is.
 pub(super) const ARPHRD_ETHER: u16 = 1;
@@ -25,6 +29,8 @@ pub(super) const IFLA_MTU: u16 = 4;
 pub(super) const IFLA_LINK: u16 = 5;
 pub(super) const IFLA_MASTER: u16 = 10;
 pub(super) const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_IFALIAS: u16 = 20;
+pub(super) const IFLA_AF_SPEC: u16 = 26;
 pub(super) const IFLA_NET_NS_FD: u16 = 28;
 pub(super) const IFLA_EXT_MASK: u16 = 29;
 pub(super) const IFLA_LINK_NETNSID: u16 = 37;
@@ -39,6 +45,19 @@ pub(super) const IFLA_INFO_SLAVE_DATA: u16 = 5;
 
 pub(super) const IFLA_BRPORT_MODE: u16 = 4;
 pub(super) const IFLA_BRPORT_ISOLATED: u16 = 33;
+pub(super) const IFLA_BRPORT_LOCKED: u16 = 39;
+
+/// include/uapi/linux/if_bridge.h
+pub(super) const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+pub(super) const BRIDGE_VLAN_INFO_PVID: u16 = 1 << 1;
+pub(super) const BRIDGE_VLAN_INFO_UNTAGGED: u16 = 1 << 2;
+pub(super) const BRIDGE_VLAN_INFO_RANGE_BEGIN: u16 = 1 << 3;
+pub(super) const BRIDGE_VLAN_INFO_RANGE_END: u16 = 1 << 4;
+
+/// include/uapi/linux/neighbour.h
+pub(super) const NDA_LLADDR: u16 = 2;
+pub(super) const NTF_MASTER: u8 = 1 << 2;
+pub(super) const NUD_NOARP: u16 = 0x40;
 
 pub(super) const VETH_INFO_PEER: u16 = 1;
 
@@ -69,9 +88,13 @@ pub(super) const RTA_OIF: u16 = 4;
 pub(super) const RTA_GATEWAY: u16 = 5;
 pub(super) const RTA_PRIORITY: u16 = 6;
 pub(super) const RTA_PREFSRC: u16 = 7;
+pub(super) const RTA_METRICS: u16 = 8;
 pub(super) const RTA_MULTIPATH: u16 = 9;
 pub(super) const RTA_TABLE: u16 = 15;
 pub(super) const RTA_VIA: u16 = 18;
+
+pub(super) const RTAX_MTU: u16 = 2;
+pub(super) const RTAX_ADVMSS: u16 = 8;
 
 pub(super) const FR_ACT_TO_TBL: u8 = 1;
 pub(super) const FR_ACT_BLACKHOLE: u8 = 6;

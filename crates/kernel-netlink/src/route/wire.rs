@@ -28,6 +28,9 @@ pub(super) fn command(command: &Command) -> (Message, u16) {
         Command::AddLink(link) => (new_link(link), new),
         Command::SetLink(index, change) => (set_link(*index, change), 0),
         Command::SetPort(index, change) => (set_port(*index, *change), 0),
+        Command::AddVlans(vlans) => (port_vlans(RTM_SETLINK, *vlans), 0),
+        Command::DeleteVlans(vlans) => (port_vlans(RTM_DELLINK, *vlans), 0),
+        Command::AddForwarding(entry) => (forwarding(*entry), new),
         Command::DeleteLink(index) => (message(RTM_DELLINK, ifinfomsg(*index, 0, 0), Vec::new()), 0),
         Command::AddAddress(entry) => (address(RTM_NEWADDR, entry), new),
         Command::DeleteAddress(entry) => (address(RTM_DELADDR, entry), 0),
@@ -190,12 +193,15 @@ fn append(bytes: &mut Vec<u8>, attributes: &[Attribute]) {
 }
 
 fn set_link(index: LinkIndex, change: &LinkChange) -> Message {
-    let LinkChange { up, mtu, name: new_name, mac: new_mac, master, namespace: target } = change;
-    let (flags, mask) = match up {
-        Some(true) => (IFF_UP, IFF_UP),
-        Some(false) => (0, IFF_UP),
-        None => (0, 0),
-    };
+    let LinkChange { up, mtu, name: new_name, mac: new_mac, master, promiscuous, alias, namespace: target } =
+        change;
+    let (mut flags, mut mask) = (0, 0);
+    for (wanted, flag) in [(up, IFF_UP), (promiscuous, IFF_PROMISC)] {
+        if let Some(wanted) = wanted {
+            mask |= flag;
+            flags |= if *wanted { flag } else { 0 };
+        }
+    }
     let mut attributes = Vec::new();
     attributes.extend(mtu.map(|mtu| Attribute::new(IFLA_MTU, Value::U32(mtu))));
     attributes.extend(new_mac.map(mac));
@@ -203,14 +209,18 @@ fn set_link(index: LinkIndex, change: &LinkChange) -> Message {
     attributes.extend(
         master.map(|master| Attribute::new(IFLA_MASTER, Value::U32(master.map_or(0, |master| master.0)))),
     );
+    // KERNEL: without the NUL that other texts end with (`rtnl_setlink`, `dev_set_alias`).
+    attributes.extend(
+        alias.as_ref().map(|alias| Attribute::new(IFLA_IFALIAS, Value::Bytes(alias.as_bytes().to_vec()))),
+    );
     attributes.extend(target.as_ref().map(namespace));
     message(RTM_SETLINK, ifinfomsg(index, flags, mask), attributes)
 }
 
 /// KERNEL: what a master knows of its ports is changed by `RTM_NEWLINK` only.
 fn set_port(index: LinkIndex, change: PortChange) -> Message {
-    let PortChange { hairpin, isolated } = change;
-    let flags = [(IFLA_BRPORT_MODE, hairpin), (IFLA_BRPORT_ISOLATED, isolated)];
+    let PortChange { hairpin, isolated, locked } = change;
+    let flags = [(IFLA_BRPORT_MODE, hairpin), (IFLA_BRPORT_ISOLATED, isolated), (IFLA_BRPORT_LOCKED, locked)];
     let data = flags
         .into_iter()
         .filter_map(|(kind, value)| value.map(|value| Attribute::new(kind, Value::U8(value.into()))));
@@ -220,6 +230,36 @@ fn set_port(index: LinkIndex, change: PortChange) -> Message {
     ];
     let info = Attribute::new(IFLA_LINKINFO, Value::Nested(info));
     message(RTM_NEWLINK, ifinfomsg(index, 0, 0), vec![info])
+}
+
+/// `struct bridge_vlan_info`, once for one VLAN, twice for a range.
+fn port_vlans(kind: u16, vlans: PortVlans) -> Message {
+    let PortVlans { port, first, last, access } = vlans;
+    let flags = if access { BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED } else { 0 };
+    let info = |flags: u16, vlan: u16| {
+        let bytes = [flags.to_ne_bytes(), vlan.to_ne_bytes()].concat();
+        Attribute::new(IFLA_BRIDGE_VLAN_INFO, Value::Bytes(bytes))
+    };
+    let infos = if first == last {
+        vec![info(flags, first)]
+    } else {
+        vec![
+            info(flags | BRIDGE_VLAN_INFO_RANGE_BEGIN, first),
+            info(flags | BRIDGE_VLAN_INFO_RANGE_END, last),
+        ]
+    };
+    let mut header = ifinfomsg(port, 0, 0);
+    header[0] = libc::AF_BRIDGE as u8;
+    message(kind, header, vec![Attribute::new(IFLA_AF_SPEC, Value::Nested(infos))])
+}
+
+/// `struct ndmsg`: an entry of the table of the port's bridge (`NTF_MASTER`) that was not learnt (`NUD_NOARP`).
+fn forwarding(entry: Forwarding) -> Message {
+    let mut header = vec![libc::AF_BRIDGE as u8, 0, 0, 0];
+    header.extend_from_slice(&entry.port.0.to_ne_bytes());
+    header.extend_from_slice(&NUD_NOARP.to_ne_bytes());
+    header.extend_from_slice(&[NTF_MASTER, 0]);
+    message(RTM_NEWNEIGH, header, vec![Attribute::new(NDA_LLADDR, Value::Bytes(entry.mac.0.to_vec()))])
 }
 
 fn address(kind: u16, entry: &Address) -> Message {
@@ -257,6 +297,13 @@ fn route(kind: u16, entry: &Route) -> Message {
     attributes.extend(entry.preferred_source.map(|source| ip(RTA_PREFSRC, source)));
     if entry.metric != 0 {
         attributes.push(Attribute::new(RTA_PRIORITY, Value::U32(entry.metric)));
+    }
+    let metrics: Vec<_> = [(RTAX_MTU, entry.mtu), (RTAX_ADVMSS, entry.advmss)]
+        .into_iter()
+        .filter_map(|(kind, value)| value.map(|value| Attribute::new(kind, Value::U32(value))))
+        .collect();
+    if !metrics.is_empty() {
+        attributes.push(Attribute::new(RTA_METRICS, Value::Nested(metrics)));
     }
     match entry.next_hops.as_slice() {
         [] => {}
@@ -373,6 +420,9 @@ pub(super) fn read_link(body: &[u8]) -> Result<Option<Link>, &'static str> {
         mtu: number(IFLA_MTU).unwrap_or_default(),
         mac: mac.map(MacAddress),
         up: flags & IFF_UP != 0,
+        running: flags & IFF_RUNNING != 0,
+        promiscuous: flags & IFF_PROMISC != 0,
+        alias: find(bytes, IFLA_IFALIAS).map(read_text),
         carrier: flags & IFF_LOWER_UP != 0,
         master: number(IFLA_MASTER).filter(|index| *index != 0).map(LinkIndex),
         port: read_port(info),
@@ -382,11 +432,21 @@ pub(super) fn read_link(body: &[u8]) -> Result<Option<Link>, &'static str> {
     }))
 }
 
+/// A text that ends with a NUL.
+fn read_text(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
 fn read_port(info: &[u8]) -> Option<Port> {
     find(info, IFLA_INFO_SLAVE_KIND).filter(|kind| kind.starts_with(b"bridge\0"))?;
     let data = find(info, IFLA_INFO_SLAVE_DATA)?;
     let flag = |kind| find(data, kind).and_then(u8_of).is_some_and(|value| value != 0);
-    Some(Port { hairpin: flag(IFLA_BRPORT_MODE), isolated: flag(IFLA_BRPORT_ISOLATED) })
+    Some(Port {
+        hairpin: flag(IFLA_BRPORT_MODE),
+        isolated: flag(IFLA_BRPORT_ISOLATED),
+        locked: flag(IFLA_BRPORT_LOCKED),
+    })
 }
 
 fn read_kind(info: &[u8]) -> LinkKind {
@@ -449,6 +509,7 @@ pub(super) fn read_route(body: &[u8]) -> Result<Option<Route>, &'static str> {
     let ip = |kind| find(bytes, kind).and_then(|value| ip_of(family, value));
     let kind = RouteType::from_number(header[7]);
     let table = find(bytes, RTA_TABLE).and_then(u32_of).unwrap_or(header[4].into());
+    let metrics = find(bytes, RTA_METRICS).unwrap_or_default();
     Ok(Some(Route {
         destination: prefix(family, ip(RTA_DST), header[1])?,
         table: Table(table),
@@ -460,6 +521,8 @@ pub(super) fn read_route(body: &[u8]) -> Result<Option<Route>, &'static str> {
         preferred_source: ip(RTA_PREFSRC),
         metric: find(bytes, RTA_PRIORITY).and_then(u32_of).unwrap_or_default(),
         tos: header[3],
+        mtu: find(metrics, RTAX_MTU).and_then(u32_of),
+        advmss: find(metrics, RTAX_ADVMSS).and_then(u32_of),
     }))
 }
 

@@ -158,7 +158,7 @@ fn ip_sees_our_ports_and_we_see_its() {
             &["link", "set", "dev", "a", "type", "bridge_slave", "isolated", "on", "hairpin", "off"],
             "",
         );
-        assert_eq!(link(&mut socket, "a").port, Some(Port { hairpin: false, isolated: true }));
+        assert_eq!(link(&mut socket, "a").port, Some(Port { isolated: true, ..Port::default() }));
     });
 }
 

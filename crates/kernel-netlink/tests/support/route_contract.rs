@@ -167,6 +167,17 @@ pub(crate) fn a_bridge_is_made_changed_and_removed(world: &mut dyn World) {
     let changed = link(&mut *rtnetlink, "br1");
     assert_eq!((changed.index, changed.up, changed.mtu), (made.index, true, 1300));
     assert_eq!(rtnetlink.observe_link(&name("br.100")).unwrap(), None);
+    let named = |promiscuous: bool, alias: &str| {
+        let alias = Some(alias.to_owned());
+        LinkChange { promiscuous: Some(promiscuous), alias, ..LinkChange::default() }
+    };
+    assert_eq!((changed.promiscuous, changed.alias), (false, None));
+    for (promiscuous, alias) in [(true, Some("for pods")), (false, None)] {
+        let change = named(promiscuous, alias.unwrap_or_default());
+        rtnetlink.commit(&[Command::SetLink(made.index, change)]).unwrap();
+        let changed = link(&mut *rtnetlink, "br1");
+        assert_eq!((changed.promiscuous, changed.alias.as_deref(), changed.up), (promiscuous, alias, true));
+    }
     rtnetlink.commit(&[Command::DeleteLink(made.index)]).unwrap();
     assert_eq!(rtnetlink.observe_link(&name("br1")).unwrap(), None);
 }
@@ -220,10 +231,15 @@ pub(crate) fn a_port_is_changed_one_property_at_a_time(world: &mut dyn World) {
     let index = link(&mut *rtnetlink, "a").index;
     let hairpin = PortChange { hairpin: Some(true), ..PortChange::default() };
     rtnetlink.commit(&[Command::SetPort(index, hairpin)]).unwrap();
-    assert_eq!(port(&mut *rtnetlink), Some(Port { hairpin: true, isolated: false }));
-    let change = PortChange { hairpin: Some(false), isolated: Some(true) };
+    assert_eq!(port(&mut *rtnetlink), Some(Port { hairpin: true, ..Port::default() }));
+    let change = PortChange { hairpin: Some(false), isolated: Some(true), ..PortChange::default() };
     rtnetlink.commit(&[Command::SetPort(index, change)]).unwrap();
-    assert_eq!(port(&mut *rtnetlink), Some(Port { hairpin: false, isolated: true }));
+    assert_eq!(port(&mut *rtnetlink), Some(Port { isolated: true, ..Port::default() }));
+    let change = PortChange { isolated: Some(false), locked: Some(true), ..PortChange::default() };
+    let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+    let commands = [Command::SetPort(index, change), Command::AddForwarding(Forwarding { port: index, mac })];
+    rtnetlink.commit(&commands).unwrap();
+    assert_eq!(port(&mut *rtnetlink), Some(Port { locked: true, ..Port::default() }));
     // Its other end is no port, and neither is what there is not.
     let other = link(&mut *rtnetlink, "b");
     assert_eq!(other.port, None);
