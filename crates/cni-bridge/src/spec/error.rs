@@ -23,6 +23,8 @@ pub enum Code {
     Decode,
     /// 7: the network configuration is not valid.
     Config,
+    /// 8: the network namespace is not one of a container. The reference's own.
+    Namespace,
     /// 11: it may work if tried again later.
     TryAgain,
     /// 50: the plugin cannot serve ADD.
@@ -42,6 +44,7 @@ impl Code {
             Self::Io => 5,
             Self::Decode => 6,
             Self::Config => 7,
+            Self::Namespace => 8,
             Self::TryAgain => 11,
             Self::Unavailable => 50,
             Self::Other => 999,

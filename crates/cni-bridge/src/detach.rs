@@ -1,0 +1,106 @@
+//! DEL: removes what is found of an attachment, be it nothing.
+//!
+//! ORDER: rules, then links, then the reservation. As long as an address is reserved it is nobody else's, so that
+//! nothing is taken from the container that gets it next; and a DEL that was stopped finds it again.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use kernel_netlink::Protocol;
+use kernel_netlink::conntrack::{self, Connection, Conntrack};
+use kernel_netlink::namespace::Namespace;
+use kernel_netlink::route::LinkName;
+use kernel_nft::{Family, Nftables, Socket as Nft};
+use serde_json::Value;
+
+use crate::conf::{self, NetConf};
+use crate::ipam::allocate::io;
+use crate::ipam::{Owner, Store};
+use crate::spec::{Call, CniError};
+use crate::{link, masquerade, owned, pod, portmap, table};
+
+/// Detaches a container.
+///
+/// # Errors
+/// When something is there and cannot be removed; the rest was.
+pub fn run(conf: &NetConf, value: &Value, call: &Call) -> Result<(), CniError> {
+    let owner = Owner::new(&call.container_id, &call.ifname);
+    let mut addresses = conf.previous_addresses();
+    if let Some(folder) = conf::data_dir(value) {
+        let store = Store::open(&folder, &conf.name).map_err(io)?;
+        let reserved = store.addresses(&owner).map_err(io)?;
+        // What the runtime remembers may be somebody else's by now.
+        addresses.retain(|ip| matches!(store.owner(*ip), Ok(None)));
+        addresses.extend(reserved);
+    }
+    let mut result = remove_rules(&addresses, has_host_ports(conf, value));
+    let links = delete_links(conf, call, &owner);
+    result = result.and(links);
+    if let Some(folder) = conf::data_dir(value) {
+        let released = Store::open(&folder, &conf.name).and_then(|store| store.release(&owner)).map_err(io);
+        result = result.and(released.map(drop));
+    }
+    if has_host_ports(conf, value) && !addresses.is_empty() {
+        forget_udp_flows(&mut |connection| addresses.contains(&connection.reply.source));
+    }
+    result
+}
+
+/// Whether attachments of the network may have ports of the node.
+pub fn has_host_ports(conf: &NetConf, value: &Value) -> bool {
+    let capable = value.pointer("/capabilities/portMappings").and_then(Value::as_bool) == Some(true);
+    capable || !conf.port_mappings.is_empty()
+}
+
+/// Removes what the table has for addresses. The whole table is read only if ports of the node may lead to them.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_rules(addresses: &[IpAddr], host_ports: bool) -> Result<(), CniError> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    // Without nf_tables there are no rules.
+    let Ok(mut nft) = Nft::open() else { return Ok(()) };
+    let mut keys: Vec<_> = addresses.iter().map(|ip| masquerade::key(*ip)).collect();
+    let mut chains = Vec::new();
+    if host_ports {
+        let failed =
+            |error| CniError::other(format!("reading nftables table inet {}: {error}", owned::TABLE));
+        if let Some(seen) = nft.observe(Family::Inet, owned::TABLE).map_err(failed)? {
+            keys.extend(portmap::keys_of(&seen.ruleset, |ip| addresses.contains(&ip)));
+            chains = portmap::chains(&seen.ruleset);
+        }
+    }
+    table::remove(&mut nft, &keys, &chains)
+}
+
+/// Removes the links: the host's end by its name, and what the container has where the reference made it.
+fn delete_links(conf: &NetConf, call: &Call, owner: &Owner) -> Result<(), CniError> {
+    let ours = link::delete_of(&mut link::open()?, &conf.name, owner);
+    let (Ok(namespace), Some(interface)) =
+        (Namespace::open(Path::new(&call.netns)), LinkName::new(&call.ifname))
+    else {
+        // It is gone, with all that was in it.
+        return ours;
+    };
+    if pod::check_is_other(&namespace).is_err() {
+        return ours;
+    }
+    let theirs = pod::run(&namespace, || {
+        let mut socket = link::open()?;
+        match link::find(&mut socket, &interface)? {
+            Some(found) => link::delete(&mut socket, &found),
+            None => Ok(()),
+        }
+    });
+    ours.and(theirs)
+}
+
+/// Ends tracked connections of UDP that `is_stale` picks: their packets go where the first one went, whatever leads
+/// where by now. Best effort: they expire.
+pub fn forget_udp_flows(is_stale: &mut dyn FnMut(&Connection) -> bool) {
+    if let Ok(mut conntrack) = conntrack::Socket::open() {
+        let _ = conntrack.delete_where(Protocol::UDP, is_stale);
+    }
+}
