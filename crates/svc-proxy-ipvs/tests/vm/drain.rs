@@ -45,7 +45,7 @@ fn w16_a_connection_outlives_its_endpoint_which_is_removed_when_the_last_one_is_
 #[test]
 fn w16_an_endpoint_that_returns_while_it_is_drained_serves_again_and_stays() {
     let mut lab = Lab::routed();
-    let (n1, mut flow, server, other) = connected(&mut lab, &["--ipvs-graceful-period=4s"]);
+    let (n1, mut flow, server, other) = connected(&mut lab, &["--ipvs-graceful-period=12s"]);
     lab.set_endpoints(lab.endpoints(&[other]));
     lab.apply(&[&n1]);
     assert!(line(&lab, &n1, server).ends_with("-w 0"), "{}", n1.shown());
@@ -53,7 +53,7 @@ fn w16_an_endpoint_that_returns_while_it_is_drained_serves_again_and_stays() {
     lab.apply(&[&n1]);
     assert!(line(&lab, &n1, server).ends_with("-w 1"), "{}", n1.shown());
     // The drain of before would have ended by now.
-    std::thread::sleep(Duration::from_secs(7));
+    std::thread::sleep(Duration::from_secs(15));
     assert!(line(&lab, &n1, server).ends_with("-w 1"), "{}", n1.shown());
     assert!(flow.exchange(PATIENCE).is_connected(), "the connection has lived through it");
     let met = lab.servers("p3", ip(WEB[0]), Protocol::Tcp, 4);
@@ -80,7 +80,7 @@ fn no_connection_fails_while_endpoints_come_and_go() {
     let mut lab = Lab::routed();
     lab.web(json!({}), &["p1", "p2"]);
     let n1 = lab.start("n1", &[]);
-    let spec = HammerSpec { patience: Duration::from_secs(10), ..HammerSpec::tcp("p3", ip(WEB[0]), 80) };
+    let spec = HammerSpec { patience: Duration::from_secs(30), ..HammerSpec::tcp("p3", ip(WEB[0]), 80) };
     let hammer = lab.cluster.hammer(&spec, Expect::Connected).unwrap();
     for endpoints in [&["p1"][..], &["p1", "q1"], &["p2", "q1"], &["p2"], &["p1", "p2", "q1"]] {
         lab.set_endpoints(lab.endpoints(endpoints));

@@ -31,7 +31,8 @@ fn a_service_without_endpoints_is_refused_at_once() {
             // The fastest of some: the machine may be busy.
             let took = (0..5).map(|_| {
                 let begun = Instant::now();
-                assert_eq!(lab.cluster.probe(client, web, Protocol::Tcp, 80).unwrap(), Outcome::Refused);
+                let outcome = lab.cluster.probe(client, web, Protocol::Tcp, 80).unwrap();
+                assert_eq!(outcome, Outcome::Refused, "{client} -> {web}");
                 begun.elapsed()
             });
             assert!(took.min().unwrap() < AT_ONCE, "{client} -> {web}");

@@ -15,7 +15,7 @@ fn no_connection_fails_while_the_program_is_killed_and_started_again() {
     let mut n1 = lab.start("n1", &[]);
     let mut flow = lab.cluster.connect("p3", ip(WEB[0]), Protocol::Tcp, 80, PATIENCE).unwrap();
     let spec = HammerSpec {
-        patience: Duration::from_secs(10),
+        patience: Duration::from_secs(30),
         most_time: Duration::from_secs(180),
         ..HammerSpec::tcp("p3", ip(WEB[0]), 80)
     };

@@ -8,8 +8,10 @@ use test_netns::{Family, Outcome, Probe, Protocol};
 
 use crate::lab::{Lab, PROTOCOLS, SECOND};
 
-/// How long a try may take; ten times as long where the machine is emulated.
-const PROBE: Duration = Duration::from_millis(700);
+/// How long a try may take that should find somebody: long, since the machine may be busy.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long silence lasts. Five times as long where the machine is emulated, as the above.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// As whom an endpoint sees the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,15 +76,23 @@ impl Lab {
 
     /// Who answers, one try after another.
     pub(crate) fn servers(&self, from: &str, to: IpAddr, protocol: Protocol, count: usize) -> Vec<String> {
-        let one = || match self.cluster.probe(from, to, protocol, 80).expect("probed") {
-            Outcome::Connected(answer) => answer.server,
-            other => panic!("{from} -> {to} {protocol}: {other}"),
+        let probe = Probe { from: from.into(), to, protocol, port: 80 };
+        let one = || match &self.cluster.probe_all(std::slice::from_ref(&probe), ANSWER).expect("probed")[..]
+        {
+            [Outcome::Connected(answer)] => answer.server.clone(),
+            other => panic!("{from} -> {to} {protocol}: {other:?}"),
         };
         std::iter::repeat_with(one).take(count).collect()
     }
 
     /// What is not as expected.
     pub(crate) fn wrong(&self, tries: &[Tries]) -> Vec<String> {
+        let (silent, loud): (Vec<_>, Vec<_>) =
+            tries.iter().cloned().partition(|one| one.expect == Expect::Dropped);
+        [self.wrong_within(&loud, ANSWER), self.wrong_within(&silent, SILENCE)].concat()
+    }
+
+    fn wrong_within(&self, tries: &[Tries], patience: Duration) -> Vec<String> {
         let mut probes = Vec::new();
         for one in tries {
             for protocol in &one.protocols {
@@ -95,7 +105,7 @@ impl Lab {
                 probes.extend(std::iter::repeat_n(probe, count));
             }
         }
-        let outcomes = self.cluster.probe_all(&probes, PROBE).expect("probed");
+        let outcomes = self.cluster.probe_all(&probes, patience).expect("probed");
         let found: Vec<_> = probes.iter().zip(&outcomes).collect();
         let mut wrong = Vec::new();
         for one in tries {
