@@ -319,7 +319,16 @@ proptest! {
                     told.insert(changed.clone());
                 }
             }
-            prop_assert!(touched.is_empty(), "{:?} have gained and lost nothing", touched);
+            // Who still does without is told that another has it.
+            for (service, object) in &there {
+                let changed = frontends(object).into_iter().any(|(frontend, _)| {
+                    earlier.get(&frontend) != owners.get(&frontend) && owners[&frontend] != *service
+                });
+                if changed && *service != name {
+                    prop_assert!(touched.remove(service) || told.contains(service), "{} is not told", service);
+                }
+            }
+            prop_assert!(touched.is_empty(), "{:?} have gained, lost and missed nothing", touched);
             earlier = owners;
         }
     }

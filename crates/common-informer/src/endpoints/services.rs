@@ -60,7 +60,7 @@ impl Services {
 
     /// Replaces the Service `key`; `None` if it is gone. It gets those of its frontends for which `wanted`
     /// holds, such as those that are in the operator's ranges. Adds to `touched` the other Services that have
-    /// gained or lost a frontend by it.
+    /// gained or lost a frontend by it, or still want one that another has now.
     pub fn set(
         &mut self,
         key: &ObjectKey,
@@ -145,11 +145,12 @@ impl Services {
             claims.insert(place, claimant.clone());
         }
         let new_owner = claims.first().map(|owner| owner.key.clone());
+        if owner != new_owner {
+            let others = claims.iter().map(|claim| claim.key.clone());
+            touched.extend(others.chain(owner).filter(|other| other != key));
+        }
         if claims.is_empty() {
             self.frontends.remove(&frontend);
-        }
-        if owner != new_owner {
-            touched.extend([owner, new_owner].into_iter().flatten().filter(|owner| owner != key));
         }
     }
 }

@@ -198,6 +198,8 @@ impl Rules {
         for (front, (ip, port)) in &part.inside {
             let to = Value::Data(Key::address_port(*ip, *port));
             self.journal.set_element(&of("inside", front.family()), key(front), Some(to));
+            // These are served, whatever becomes of packets from outside.
+            self.journal.set_element(&of("served", front.family()), key(front), Some(Value::Member));
         }
     }
 
