@@ -33,6 +33,7 @@ fn docs_kernel_ownership_says_what_owned_rs_says() {
         format!("base chain priority at prerouting, before tracking: {}", owned::RAW_PRIORITY),
         format!("base chain priority at prerouting, last: {}", owned::MARK_PRIORITY),
         format!("route chain priority at output: {}", owned::MARK_OUTPUT_PRIORITY),
+        format!("base chain priority at output, for what IPVS sends: {}", owned::UNMARK_PRIORITY),
         format!("packet marks: {:#x}/{:#x}", owned::MARK, owned::MARK_MASK),
         format!("preference of ip rules: {}", owned::MARK_RULE),
         format!("routing table: {}", owned::MARK_TABLE),

@@ -116,7 +116,16 @@ pub struct Paths {
     /// Bytes of the largest packet that gets to any of them from outside; `None` if no device is known.
     pub mtu: Option<u16>,
     /// The devices that lead to endpoints, by endpoint.
-    pub devices: BTreeMap<IpAddr, String>,
+    pub devices: BTreeMap<IpAddr, Device>,
+}
+
+/// A device that leads to an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// It has an IPv4 address: a bridge has, the veth of a single pod mostly has none.
+    pub has_address: bool,
 }
 
 /// Looks how packets get to endpoints on this node: from the device with the node's own address, by the device
@@ -134,6 +143,7 @@ pub fn paths<'a>(
     let links: BTreeMap<LinkIndex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
     let filter = RouteFilter { table: Some(Table::MAIN), ..RouteFilter::default() };
     let routes = netlink.observe_routes(&filter).map_err(failed(LOOKING))?;
+    let held = netlink.observe_addresses().map_err(failed(LOOKING))?;
     let mut paths = Paths::default();
     let mut used = BTreeSet::new();
     for pod in pods {
@@ -145,13 +155,14 @@ pub fn paths<'a>(
         let route = routes.iter().filter(on_link).max_by_key(|route| route.destination.prefix_len());
         let link = route.and_then(|route| route.next_hops.first()?.link).and_then(|link| links.get(&link));
         if let Some(link) = link {
-            paths.devices.insert(*pod, link.name.as_str().to_owned());
+            let has_address =
+                held.iter().any(|held| held.link == link.index && held.address.addr().is_ipv4());
+            paths.devices.insert(*pod, Device { name: link.name.as_str().to_owned(), has_address });
             used.insert(link.index);
         }
     }
     let own: BTreeSet<_> =
         [Family::V4, Family::V6].iter().filter_map(|family| addresses.source(*family)).collect();
-    let held = netlink.observe_addresses().map_err(failed(LOOKING))?;
     used.extend(held.iter().filter(|held| own.contains(&held.address.addr())).map(|held| held.link));
     let mtu = used.iter().filter_map(|index| links.get(index)).map(|link| link.mtu).min();
     paths.mtu = mtu.map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
@@ -163,25 +174,60 @@ pub fn paths<'a>(
 ///
 /// KERNEL: what counts is the larger of `all` and the device (`IN_DEV_RPFILTER`). 1 asks that the way to the
 /// source be the device by which the packet came, which is never so here; 2 that there be any, which there is
-/// where there is a default route. Nothing of that for IPv6.
+/// where there is a default route, but on a device without an IPv4 address 2 is as 1 (`__fib_validate_source()`).
+/// Nothing of that for IPv6.
 pub fn let_replies_in(sysctls: &Sysctls, paths: &Paths) -> BTreeMap<IpAddr, String> {
     let mut against = BTreeMap::new();
-    let value = |device: &str| {
-        let name = Name::of(["net", "ipv4", "conf", device, "rp_filter"])?;
-        let value = sysctls.read(&name).ok().flatten()?;
-        Some((name, value.trim().parse::<u8>().ok()?))
-    };
-    let all = value("all").map_or(0, |(_, value)| value);
+    let filters = Filters { sysctls };
     for (pod, device) in paths.devices.iter().filter(|(pod, _)| pod.is_ipv4()) {
-        let Some((name, own)) = value(device) else { continue };
-        if all.max(own) != 1 {
-            continue;
-        }
-        if let State::Stuck { reason, .. } = sysctls.ensure(&name, "2") {
-            against.insert(*pod, format!("replies are dropped: {name} is 1 and not 2: {reason}"));
+        let Some(own) = filters.value(&device.name) else { continue };
+        let done = match (filters.value("all").unwrap_or(0).max(own), device.has_address) {
+            (0, _) | (2.., true) => Ok(()),
+            (_, true) => filters.set(&device.name, 2),
+            (_, false) => filters.spread().and_then(|()| filters.set(&device.name, 0)),
+        };
+        if let Err(why) = done {
+            against.insert(*pod, format!("replies are dropped: {why}"));
         }
     }
     against
+}
+
+/// The reverse path filters of devices.
+struct Filters<'a> {
+    sysctls: &'a Sysctls,
+}
+
+impl Filters<'_> {
+    fn name(device: &str) -> Option<Name> {
+        Name::of(["net", "ipv4", "conf", device, "rp_filter"])
+    }
+
+    fn value(&self, device: &str) -> Option<u8> {
+        self.sysctls.read(&Self::name(device)?).ok().flatten()?.trim().parse().ok()
+    }
+
+    fn set(&self, device: &str, value: u8) -> Result<(), String> {
+        let Some(name) = Self::name(device) else { return Ok(()) };
+        match self.sysctls.ensure(&name, &value.to_string()) {
+            // The device is gone.
+            State::On | State::Changed(_) | State::Missing => Ok(()),
+            State::Stuck { reason, .. } => Err(format!("{name} is not {value}: {reason}")),
+        }
+    }
+
+    /// Moves the value that holds for all devices into each of them, so that it can be another for one. Those that
+    /// come later begin with `default`.
+    fn spread(&self) -> Result<(), String> {
+        let Some(all) = self.value("all").filter(|all| *all != 0) else { return Ok(()) };
+        let Some(folder) = Name::parse("net/ipv4/conf") else { return Ok(()) };
+        let devices = self.sysctls.list(&folder).map_err(|error| format!("{folder}: {error}"))?;
+        for device in devices.iter().filter(|device| *device != "all") {
+            self.set(device, self.value(device).unwrap_or(0).max(all))?;
+        }
+        // ORDER: last, or nothing would be filtered for a moment.
+        self.set("all", 0)
+    }
 }
 
 /// Sets the sysctls of [`owned::DIRECT_SYSCTLS`].
@@ -271,33 +317,47 @@ mod tests {
         let own = Addresses { source: [Some("192.168.50.1".parse().unwrap()), None], ..Addresses::default() };
         let [one, other]: [IpAddr; 2] = ["10.244.1.6".parse().unwrap(), "10.244.1.7".parse().unwrap()];
         let found = paths(&mut fake, [&one], &own).unwrap();
-        assert_eq!((found.mtu, found.devices[&one].as_str()), (Some(1500), "br"));
+        assert_eq!(
+            (found.mtu, &*found.devices[&one].name, found.devices[&one].has_address),
+            (Some(1500), "br", true)
+        );
         let found = paths(&mut fake, [&one, &other], &own).unwrap();
-        assert_eq!((found.mtu, found.devices[&other].as_str()), (Some(1440), "cali"));
+        assert_eq!(
+            (found.mtu, &*found.devices[&other].name, found.devices[&other].has_address),
+            (Some(1440), "cali", false)
+        );
     }
 
     #[test]
-    fn only_a_strict_reverse_path_filter_is_loosened() {
+    fn reverse_path_filters_let_replies_in_and_stay_as_strict_as_they_are_elsewhere() {
         let root = tempfile::tempdir().unwrap();
-        let write = |device: &str, value: &str| {
-            let folder = root.path().join("net/ipv4/conf").join(device);
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("rp_filter"), value).unwrap();
-        };
+        let path = |device: &str| root.path().join("net/ipv4/conf").join(device);
         let read = |device: &str| {
-            let path = root.path().join("net/ipv4/conf").join(device).join("rp_filter");
-            fs::read_to_string(path).unwrap().trim().to_owned()
+            fs::read_to_string(path(device).join("rp_filter")).unwrap().trim().parse::<u8>().unwrap()
         };
-        let pod: IpAddr = [10, 244, 1, 6].into();
-        let paths = |device: &str| Paths { mtu: None, devices: [(pod, device.to_owned())].into() };
         let sysctls = Sysctls::new(root.path());
-        for (all, before, after) in
-            [("0", "0", "0"), ("0", "2", "2"), ("2", "1", "1"), ("0", "1", "2"), ("1", "0", "2")]
-        {
-            write("all", all);
-            write("br", before);
-            assert_eq!(let_replies_in(&sysctls, &paths("br")), BTreeMap::new());
-            assert_eq!((read("all").as_str(), read("br").as_str()), (all, after), "{all} {before}");
+        let pod: IpAddr = [10, 244, 1, 6].into();
+        for (has_address, before, after) in [
+            // `all`, the pod's device, another one.
+            (true, [0, 0, 1], [0, 0, 1]),
+            (true, [0, 2, 1], [0, 2, 1]),
+            (true, [2, 1, 1], [2, 1, 1]),
+            (true, [0, 1, 1], [0, 2, 1]),
+            (true, [1, 0, 0], [1, 2, 0]),
+            (false, [0, 0, 1], [0, 0, 1]),
+            (false, [0, 2, 0], [0, 0, 0]),
+            (false, [1, 0, 0], [0, 0, 1]),
+            (false, [2, 1, 1], [0, 0, 2]),
+            (false, [1, 0, 2], [0, 0, 2]),
+        ] {
+            for (device, value) in ["all", "cali1", "eth0"].into_iter().zip(before) {
+                fs::create_dir_all(path(device)).unwrap();
+                fs::write(path(device).join("rp_filter"), value.to_string()).unwrap();
+            }
+            let device = Device { name: "cali1".to_owned(), has_address };
+            let paths = Paths { mtu: None, devices: [(pod, device)].into() };
+            assert_eq!(let_replies_in(&sysctls, &paths), BTreeMap::new());
+            assert_eq!(["all", "cali1", "eth0"].map(read), after, "{has_address} {before:?}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //!                    └─ to a front, from outside? no tracking
 //!  dsr-mark    (-90) ── to a front? its mark ─► rule 32764 ─► local ─► input ─► IPVS
 //!  dsr-output  (-99) ── the same for packets of the node
+//!  dsr-sent   (-150) ── sent on by IPVS? no mark any more
 //! ```
 //!
 //! Of such a connection no node sees both directions, unless it is by chance the pod's and the one that was asked.
@@ -55,7 +56,7 @@ const fn overhead(family: Family) -> u16 {
 }
 
 const SETS: [&str; 3] = ["dsr", "dsr-request", "dsr-reply"];
-const CHAINS: [&str; 3] = ["dsr-raw", "dsr-mark", "dsr-output"];
+const CHAINS: [&str; 4] = ["dsr-raw", "dsr-mark", "dsr-output", "dsr-sent"];
 
 impl Rules {
     /// Wants this for direct return. Costs as much as there are fronts served so.
@@ -167,6 +168,10 @@ fn direct_chains(families: &[Family], mtu: u16) -> Vec<(Name, Chain)> {
     chains.push(("dsr-mark".into(), base(filter, Hook::Prerouting, owned::MARK_PRIORITY, marks())));
     let output = base(ChainType::Route, Hook::Output, owned::MARK_OUTPUT_PRIORITY, marks());
     chains.push(("dsr-output".into(), output));
+    // KERNEL: `nf_nat_ipv4_local_fn()` looks for a route again for what IPVS has translated, and the rule for marks
+    // would lead it back to this node.
+    let sent = Rule::new().mark_equals(owned::MARK_MASK, owned::MARK).set_mark(u32::MAX, 0);
+    chains.push(("dsr-sent".into(), base(filter, Hook::Output, owned::UNMARK_PRIORITY, vec![sent])));
     chains
 }
 
