@@ -19,7 +19,7 @@ use crate::ipam::allocate::io;
 use crate::ipam::range::{address, number};
 use crate::ipam::{IpamConf, Owner, Store, allocate, resolv};
 use crate::portmap::HostPort;
-use crate::spec::{Call, CniError, Dns, Interface, IpConfig, Outcome, Route};
+use crate::spec::{Call, CniError, Dns, Interface, IpConfig, Outcome, Route, Version};
 use crate::steps::{Step, nothing};
 use crate::{detach, link, masquerade, owned, pod, portmap, table};
 
@@ -64,6 +64,10 @@ impl Attachment {
         let host_ports = HostPort::parse_all(&conf.port_mappings)?;
         let namespace = pod::open(&call.netns)?;
         pod::check_is_other(&namespace)?;
+        // The result of these versions is an address.
+        if ipam.is_none() && conf.version < Version::V0_3_0 {
+            return Err(CniError::other("cannot convert: no valid IP addresses"));
+        }
         let interface = LinkName::new(&call.ifname)
             .ok_or_else(|| CniError::other(format!("{:?} cannot be the name of a device", call.ifname)))?;
         Ok(Self {

@@ -315,10 +315,6 @@ impl NetConf {
         if self.hairpin && self.promiscuous {
             return Err(CniError::other("cannot set hairpin mode and promiscuous mode at the same time"));
         }
-        // The result of these versions is an address.
-        if !has_ipam && self.version < Version::V0_3_0 {
-            return Err(CniError::other("cannot convert: no valid IP addresses"));
-        }
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use kernel_nft::{
     BaseChain, Chain, ChainType, CmpOp, CommitError, DESTINATION, DataType, Expr, Family, Field, Hook,
     IpVersion, Key, MetaKey, Name, Nftables, Op, Register, Rule, Ruleset, Set, SetSpec, Side, Table,
-    TableFlags, Transaction, Value, create, diff,
+    TableFlags, Transaction, Value, Verdict, create, diff,
 };
 use nix::libc;
 
@@ -85,6 +85,15 @@ impl Map {
             Self::HostIpPorts => "host_ip_ports",
         };
         format!("{word}{digit}").into()
+    }
+
+    /// A value as elements have it. KERNEL: an element that is removed is found by its key alone.
+    fn any_value(self, version: IpVersion) -> Value {
+        let spec = self.spec(version);
+        match spec.data_len() {
+            0 => Value::Verdict(Verdict::Return),
+            length => Value::Data(Key::from_bytes(&vec![0; length])),
+        }
     }
 
     fn spec(self, version: IpVersion) -> SetSpec {
@@ -271,8 +280,8 @@ pub fn remove(
     chains: &[Name],
 ) -> Result<(), CniError> {
     for (map, version, key) in keys {
-        // KERNEL: an element is found by its key; each by itself, as one that is missing costs the others.
-        let pair = vec![(key.clone(), Value::Member)];
+        // Each by itself, as one that is missing costs the others.
+        let pair = vec![(key.clone(), map.any_value(*version))];
         again(nft, &[Op::DeleteElements(map.name(*version), pair)])?;
     }
     for chain in chains {
@@ -301,7 +310,7 @@ fn again(nft: &mut impl Nftables, ops: &[Op]) -> Result<(), CniError> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use kernel_nft::{Fake, Verdict};
+    use kernel_nft::Fake;
 
     use super::*;
 

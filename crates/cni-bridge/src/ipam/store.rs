@@ -89,6 +89,10 @@ impl Owner {
         }
     }
 
+    fn draft(&self) -> String {
+        format!("{}.draft", self.digest())
+    }
+
     fn digest(&self) -> String {
         let bytes = Sha256::digest(self.text().as_bytes());
         bytes.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
@@ -176,7 +180,7 @@ impl Store {
     /// When nothing can be written.
     pub fn reserve(&self, ip: IpAddr, owner: &Owner) -> Result<bool, StoreError> {
         let path = self.folder.join(ip.to_string());
-        let draft = self.index.join(format!("{}.draft", owner.digest()));
+        let draft = self.index.join(owner.draft());
         self.draft(&draft, &owner.text())?;
         // ORDER: in the index first. An entry without its reservation means nothing.
         let mut ips = self.indexed(owner)?;
@@ -225,7 +229,10 @@ impl Store {
         for ip in &addresses {
             self.remove(*ip)?;
         }
-        remove_file(&self.index.join(owner.digest()))?;
+        // What a call that was killed had begun to write, too.
+        for name in [owner.digest(), owner.draft()] {
+            remove_file(&self.index.join(name))?;
+        }
         Ok(addresses)
     }
 
