@@ -188,7 +188,9 @@ impl Rules {
             };
             self.journal.set_element(&of("gate", front.family()), key(front), Some(Value::Verdict(verdict)));
             let is_direct = part.direct.marks.contains_key(front);
-            if matches!(gate, Gate::Serve | Gate::Sources) && !is_direct {
+            // Who takes the short cut is served, though packets from outside are not.
+            let some = *gate == Gate::Drop && part.inside.contains_key(front);
+            if (some || matches!(gate, Gate::Serve | Gate::Sources)) && !is_direct {
                 self.journal.set_element(&of("served", front.family()), key(front), Some(Value::Member));
             }
         }
@@ -198,8 +200,6 @@ impl Rules {
         for (front, (ip, port)) in &part.inside {
             let to = Value::Data(Key::address_port(*ip, *port));
             self.journal.set_element(&of("inside", front.family()), key(front), Some(to));
-            // These are served, whatever becomes of packets from outside.
-            self.journal.set_element(&of("served", front.family()), key(front), Some(Value::Member));
         }
     }
 
