@@ -156,7 +156,7 @@ impl Writer<'_> {
             }
             let gate = if restricted && gate == Gate::Serve { Gate::Sources } else { gate };
             part.gates.insert(front, gate);
-            // What comes from here to an endpoint gains nothing by direct return, and cannot return to itself.
+            // What comes from here gains nothing by direct return: the answer comes back here anyway.
             let all = policy == TrafficPolicy::Local
                 || (direct && self.policies.internal == TrafficPolicy::Cluster);
             // At the cluster IP nobody would look at the ranges.

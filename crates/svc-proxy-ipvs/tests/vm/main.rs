@@ -8,6 +8,7 @@
 
 mod balance;
 mod cluster_ip;
+mod direct;
 mod drain;
 mod external;
 mod faulty;
