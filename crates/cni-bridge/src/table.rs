@@ -1,7 +1,7 @@
 //! The nftables table that all calls share.
 //!
 //! ```text
-//!   chain masquerade (postrouting, srcnat)   ip saddr vmap @masquerade4 ── goto ─► chain masquerade_10.1.2.0_24
+//!   chain postrouting (srcnat)               ip saddr vmap @masquerade4 ── goto ─► chain masquerade_10.1.2.0_24
 //!                                            … vmap @hairpin4 ─────────── goto ─► chain hairpin_10.1.2.0_24
 //!   chain prerouting, output (dstnat)        fib daddr type local jump host_ports
 //!   chain host_ports                         dnat to … map @host_ip_ports4, then @host_ports4
@@ -132,7 +132,7 @@ pub fn empty() -> Ruleset {
     let rules = VERSIONS.iter().flat_map(|version| [translated(*version), source(*version)]).collect();
     table
         .chains
-        .insert("masquerade".into(), base(ChainType::Nat, Hook::Postrouting, owned::SOURCE_PRIORITY, rules));
+        .insert("postrouting".into(), base(ChainType::Nat, Hook::Postrouting, owned::SOURCE_PRIORITY, rules));
     let ports: Name = "host_ports".into();
     for (name, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         let local = Rule::new().address_is_local(Side::Destination).jump(&ports);
@@ -356,12 +356,12 @@ mod tests {
     fn a_table_that_somebody_damaged_is_mended() {
         let mut nft = Fake::new();
         add(&mut nft, &[element(2, "a")], &|_| true).unwrap();
-        let ops = [Op::FlushChain("masquerade".into()), Op::DeleteSet("host_ports4".into())];
+        let ops = [Op::FlushChain("postrouting".into()), Op::DeleteSet("host_ports4".into())];
         let unused = [Op::FlushChain("host_ports".into()), ops[1].clone(), ops[0].clone()];
         commit(&mut nft, &unused, None).unwrap();
         add(&mut nft, &[element(3, "b")], &|_| true).unwrap();
         let table = seen(&mut nft);
-        assert_eq!(table.chains["masquerade"], empty().chains["masquerade"]);
+        assert_eq!(table.chains["postrouting"], empty().chains["postrouting"]);
         assert_eq!(table.chains["host_ports"], empty().chains["host_ports"]);
         assert_eq!(table.sets["masquerade4"].elements.len(), 2);
     }

@@ -134,7 +134,10 @@ fn ports_of_the_node_lead_to_the_container() {
     outside.ip("route add default via 192.0.2.1\nroute add ::/0 via 2001:db8::1").unwrap();
     let ports = json!({"portMappings": [
         port(8080, 80, "tcp", ""), port(8081, 80, "TCP", "192.0.2.1"), port(8053, 80, "udp", "")]});
-    let conf = lab.conf(json!({"capabilities": {"portMappings": true}, "runtimeConfig": ports}));
+    // KERNEL: with br_netfilter the bridge itself sends what is translated to a neighbour; back by the port that it
+    // came in by only with this.
+    let conf = lab
+        .conf(json!({"hairpinMode": true, "capabilities": {"portMappings": true}, "runtimeConfig": ports}));
     let (a, _) = lab.pod("a", &conf);
     let (b, _) = lab.pod("b", &lab.conf(json!({})));
     serve(&a, "0.0.0.0:80");
