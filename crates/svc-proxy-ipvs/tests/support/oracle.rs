@@ -32,6 +32,7 @@ pub fn apply(objects: &mut Objects, change: &Change) {
 }
 
 /// Somebody who has read the documentation.
+#[derive(Clone, Copy)]
 pub struct Oracle<'a> {
     pub objects: &'a Objects,
     pub config: &'a Config,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use common_informer::decode::{self, ServiceDetail};
 use common_informer::intern::Interner;
-use common_informer::object::{Change, Family, Kind, Object, ObjectKey, ObjectRef, Protocol};
+use common_informer::object::{Change, Family, Kind, Object, ObjectRef, Protocol};
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use serde_json::{Map, Value, json};
@@ -107,7 +107,11 @@ fn service() -> impl Strategy<Value = Value> {
     let policies = (
         some(2, json!("Local")),
         some(3, json!("Local")),
-        prop_oneof![2 => Just(None), 1 => subsequence(RANGES.to_vec(), 1..=2).prop_map(Some)],
+        prop_oneof![
+            6 => Just(None),
+            2 => subsequence(RANGES.to_vec(), 1..=2).prop_map(Some),
+            1 => Just(Some(vec!["everybody"])),
+        ],
         some(4, json!("ClientIP")),
     );
     let oddities = (
@@ -205,20 +209,28 @@ fn condition() -> impl Strategy<Value = Value> {
     select(states.to_vec())
 }
 
-/// Hints are a property of the address, as they are where one controller writes all slices.
 fn endpoint((ip, node): (&'static str, Option<&'static str>)) -> impl Strategy<Value = Value> {
     condition().prop_map(move |conditions| {
         let mut endpoint = json!({"addresses": [ip], "conditions": conditions});
         if let Some(node) = node {
             endpoint["nodeName"] = json!(node);
-            let zone = if node == "n1" { "a" } else { "b" };
-            endpoint["hints"] = match ip.as_bytes().last() {
-                Some(b'1') => json!({"forZones": [{"name": zone}]}),
-                _ => json!({"forZones": [{"name": zone}], "forNodes": [{"name": node}]}),
-            };
         }
         endpoint
     })
+}
+
+/// Hints as the controller writes them: for all endpoints of a Service, or for none. So the copies of an endpoint
+/// that is in several slices agree. Who is on no node has none.
+fn hints(service: usize, endpoint: &Value) -> Option<Value> {
+    let node = endpoint["nodeName"].as_str()?;
+    let zones = json!([{"name": if node == "n1" { "a" } else { "b" }}]);
+    let pod_out_of_ranges = endpoint["addresses"][0] == "10.200.0.1";
+    match service {
+        0 => None,
+        1 => Some(json!({"forZones": zones})),
+        _ if pod_out_of_ranges => Some(json!({"forZones": zones})),
+        _ => Some(json!({"forZones": zones, "forNodes": [{"name": node}]})),
+    }
 }
 
 fn slice() -> impl Strategy<Value = Value> {
@@ -240,16 +252,14 @@ fn slice() -> impl Strategy<Value = Value> {
             let count = pool.len();
             let endpoints = subsequence(pool, 0..=count.min(4))
                 .prop_flat_map(|chosen| chosen.into_iter().map(endpoint).collect::<Vec<_>>());
-            // Without hints the whole slice, mostly.
-            let hinted = prop_oneof![2 => Just(false), 1 => Just(true)];
-            (Just(is_six), 0..SERVICES.len(), 0..2usize, ports.clone(), endpoints, hinted)
+            (Just(is_six), 0..SERVICES.len(), 0..2usize, ports.clone(), endpoints)
         })
-        .prop_map(|(is_six, index, copy, ports, mut endpoints, hinted)| {
+        .prop_map(|(is_six, index, copy, ports, mut endpoints)| {
             let (namespace, name) = of_service(index);
             let family = if is_six { "IPv6" } else { "IPv4" };
-            if !hinted {
-                for endpoint in &mut endpoints {
-                    endpoint.as_object_mut().unwrap().remove("hints");
+            for endpoint in &mut endpoints {
+                if let Some(hints) = hints(index, endpoint) {
+                    endpoint["hints"] = hints;
                 }
             }
             json!({
@@ -377,10 +387,4 @@ pub fn connections(objects: &super::oracle::Objects) -> Vec<Connection> {
         }
     }
     connections
-}
-
-/// The key of a Service.
-pub fn service_key(index: usize) -> ObjectKey {
-    let (namespace, name) = of_service(index);
-    ObjectKey { namespace: namespace.into(), name: name.into() }
 }
