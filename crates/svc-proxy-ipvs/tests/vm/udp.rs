@@ -42,6 +42,7 @@ fn a_udp_client_whose_endpoint_is_gone_is_served_by_another_from_its_next_packet
 fn a_udp_flow_from_before_its_service_was_there_is_served_once_it_is() {
     let mut lab = Lab::routed();
     let n1 = lab.start("n1", &[]);
+    lab.output("outside", &["ip", "route", "replace", "blackhole", "203.0.113.0/24"]);
     // To nobody: shorter than for somebody.
     let patience = Duration::from_millis(1500);
     let [v4, v6] = lab.addresses("n1");
