@@ -35,7 +35,7 @@ fn suite(name: &str) -> Vec<Value> {
     serde_json::from_str(&text).unwrap()
 }
 
-fn list<'a>(value: &'a Value) -> impl Iterator<Item = &'a str> {
+fn list(value: &Value) -> impl Iterator<Item = &str> {
     value.as_array().into_iter().flatten().map(|text| text.as_str().unwrap())
 }
 
