@@ -13,7 +13,7 @@ BENCH_PACKAGES := iproute2 nftables ipset iptables
 
 # Tests that need root or the public suites. Always with the same packages and features, so that each crate is
 # compiled once for all of them.
-PRIVILEGED := --workspace --features kernel-nft/netns,kernel-netlink/netns,npc-firewall/netns,npc-firewall/conformance,common-informer/conformance,svc-proxy-ipvs/conformance,svc-proxy-ipvs/conformance
+PRIVILEGED := --workspace --features cni-bridge/netns,cni-bridge/conformance,kernel-nft/netns,kernel-netlink/netns,npc-firewall/netns,npc-firewall/conformance,common-informer/conformance,svc-proxy-ipvs/conformance,svc-proxy-ipvs/conformance
 # What has an image, metrics and a part in the chart. COMPONENT= chooses one.
 COMPONENTS := npc-firewall svc-proxy-ipvs lb-ipam
 FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
@@ -66,7 +66,7 @@ test-vm: need-cargo ## The same on Linux 6.1 in QEMU, emulated if there is no KV
 .PHONY: test-conformance
 test-conformance: need-cargo ## The public suites of ../shared/conformance (CONFORMANCE_ALL=1: every case as packets)
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
-	cargo test $(PRIVILEGED) --test conformance_oracle --test conformance_netns --test conformance_endpoints --test conformance_services
+	cargo test $(PRIVILEGED) --test conformance_oracle --test conformance_netns --test conformance_endpoints --test conformance_services --test wire --test host_local --test replay
 
 .PHONY: fuzz-smoke
 fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests

@@ -8,8 +8,11 @@ use cni_bridge::verbs::Program;
 use serde_json::{Value, json};
 use support::{Answer, call, suite};
 
-/// Answers that are others on purpose: name of the call, what we answer (code and message; none is success), why.
-const OTHERS: [(&str, Option<(u64, &str)>, &str); 3] = [
+/// Name of a call, what we answer (code and message; none is success), and why.
+type Other = (&'static str, Option<(u64, &'static str)>, &'static str);
+
+/// Answers that are others on purpose.
+const OTHERS: [Other; 3] = [
     (
         "STATUS ipam plugin missing",
         None,

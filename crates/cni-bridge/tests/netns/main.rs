@@ -10,3 +10,4 @@ mod parallel;
 #[path = "../support/mod.rs"]
 mod support;
 mod undone;
+mod vlan;

@@ -10,12 +10,12 @@ use test_netns::Namespace;
 
 use crate::lab::Lab;
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// For what is not to arrive.
-const PATIENCE: Duration = Duration::from_millis(700);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Answers each connection with the client's address, as the server sees it.
-fn serve(namespace: &Namespace, address: &str) {
+pub(crate) fn serve(namespace: &Namespace, address: &str) {
     let address: SocketAddr = address.parse().unwrap();
     let listener = namespace.run(|| TcpListener::bind(address).unwrap()).unwrap();
     let udp = namespace.run(|| UdpSocket::bind(address).unwrap()).unwrap();
@@ -35,7 +35,7 @@ fn serve(namespace: &Namespace, address: &str) {
 }
 
 /// The address that the server sees; `None` if there is no answer.
-fn ask(namespace: &Namespace, server: &str, patience: Duration) -> Option<String> {
+pub(crate) fn ask(namespace: &Namespace, server: &str, patience: Duration) -> Option<String> {
     let server: SocketAddr = server.parse().unwrap();
     namespace
         .run(|| {

@@ -1,0 +1,47 @@
+//! VLANs: where the kernel tells them apart; where it does not, they are refused and leave nothing.
+
+use serde_json::json;
+use test_netns::Namespace;
+
+use crate::lab::{Lab, links};
+use crate::packets::{PATIENCE, TIMEOUT, ask, serve};
+
+#[test]
+fn pods_of_a_vlan_reach_each_other_and_their_gateway_and_no_other_vlan() {
+    let lab = Lab::new();
+    let conf = |vlan: u16, subnet: u16| {
+        let mut conf = lab.conf(json!({"vlan": vlan, "preserveDefaultVlan": false}));
+        conf["ipam"]["ranges"] = json!([[{"subnet": format!("10.1.{subnet}.0/24")}]]);
+        conf["name"] = json!(format!("net{vlan}"));
+        conf
+    };
+    let probe = Namespace::new("probe").unwrap();
+    if let Err(error) = probe.ip("link add br type bridge vlan_filtering 1") {
+        let pod = Namespace::new("pod").unwrap();
+        let words = "failed to create bridge \"br0\": could not add \"br0\": operation not supported";
+        assert_eq!(lab.add("a", &pod, &conf(100, 2)).refusal(), (999, words.to_owned()), "{error:#}");
+        lab.assert_nothing_left("after the refusal");
+        assert!(links(&pod).is_empty());
+        return;
+    }
+    let (a, result) = lab.pod("a", &conf(100, 2));
+    let (b, _) = lab.pod("b", &conf(100, 2));
+    let (other, _) = lab.pod("other", &conf(200, 3));
+    assert_eq!(result["interfaces"][3]["name"], "br0.100");
+    for namespace in [&b, &other, &lab.node] {
+        serve(namespace, "0.0.0.0:80");
+    }
+    assert_eq!(ask(&a, "10.1.2.3:80", TIMEOUT).as_deref(), Some("10.1.2.2"));
+    assert_eq!(ask(&a, "10.1.2.1:80", TIMEOUT).as_deref(), Some("10.1.2.2"));
+    assert_eq!(ask(&other, "10.1.3.1:80", TIMEOUT).as_deref(), Some("10.1.3.2"));
+    // Not as a neighbour, whatever address it takes.
+    other.ip("addr flush dev eth0\naddr add 10.1.2.77/24 dev eth0").unwrap();
+    assert_eq!(ask(&other, "10.1.2.3:80", PATIENCE), None);
+    // Trunks carry tags: the pod makes the device itself.
+    let mut trunk = conf(0, 4);
+    trunk["vlanTrunk"] = json!([{"id": 150}, {"minID": 99, "maxID": 101}]);
+    let (t, _) = lab.pod("t", &trunk);
+    t.ip("link add link eth0 name eth0.100 type vlan id 100\naddr add 10.1.2.88/24 dev eth0.100\nlink set eth0.100 up")
+        .unwrap();
+    assert_eq!(ask(&t, "10.1.2.3:80", TIMEOUT).as_deref(), Some("10.1.2.88"));
+}
