@@ -331,6 +331,11 @@ fn an_address_that_was_not_yet_written_is_changed_if_somebody_else_shows_it_by_n
     rig.settle();
     rig.yaml(&acme("192.0.2.2"));
     assert_eq!(rig.has("x/a"), "192.0.2.2", "it was there first");
+    // To have it as an external IP is not to have it in the status.
+    rig.yaml(&service("b", 3, ", loadBalancerIP: 192.0.2.9, externalIPs: [192.0.2.9]", ""));
+    assert_eq!(rig.has("x/b"), "192.0.2.9");
+    rig.yaml(&acme("192.0.2.9"));
+    assert_eq!((rig.has("x/b"), rig.reasons("x/b")), (String::new(), vec!["AddressInUse"]));
 }
 
 #[test]

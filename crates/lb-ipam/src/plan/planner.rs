@@ -246,7 +246,10 @@ impl Planner {
         for ip in was {
             let family = Family::of(*ip);
             let wanted = claim.families.contains(&family) && of_family(&held, family).is_none();
-            if !wanted || self.pool_for(world, &claim, *ip).is_none() || self.is_lost_to_another(rank, *ip) {
+            if !wanted
+                || self.pool_for(world, &claim, *ip).is_none()
+                || self.is_lost_to_another(world, rank, *ip)
+            {
                 continue;
             }
             match self.other_holder(&claim, *ip) {
@@ -272,10 +275,12 @@ impl Planner {
         }
     }
 
-    /// Whether an address that was given, but never written, has appeared at a Service that is not ours.
-    fn is_lost_to_another(&self, rank: &Rank, ip: IpAddr) -> bool {
-        let shown_by = self.book.shown_by(ip);
-        !shown_by.contains(&rank.key) && shown_by.iter().any(|other| !self.entries.contains_key(other))
+    /// Whether an address that was given, but is not in the status yet, has appeared at a Service that is not
+    /// ours.
+    fn is_lost_to_another(&self, world: &World, rank: &Rank, ip: IpAddr) -> bool {
+        let is_foreign = |other: &ObjectKey| *other != rank.key && !self.entries.contains_key(other);
+        self.book.shown_by(ip).iter().any(is_foreign)
+            && !world.service(&rank.key).is_some_and(|service| shown(service).any(|shown| shown == ip))
     }
 
     /// Gives what is free to those that wait: at first to those that were judged, and to everybody as soon as
