@@ -11,7 +11,7 @@ use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
 use kernel_netlink::conntrack;
 use kernel_netlink::ipvs;
-use kernel_netlink::route::{self, Event, RouteFilter, RouteProtocol, Scope, Table};
+use kernel_netlink::route::{self, Event, RouteFilter, RouteProtocol, Scope};
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags};
 use node_runtime::{Cause, CommonArgs, Daemon, DaemonError, LoopError, Waker};
@@ -167,6 +167,9 @@ async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
             owned::ROUTE_PROTOCOL
         );
     }
+    for command in &difference.direct {
+        out += &format!("# {command}\n");
+    }
     out += &kernel_nft::text::render_ops(proxy.planner().ruleset(), &difference.table);
     print(&out)
 }
@@ -240,12 +243,10 @@ fn watch_kernel(waker: Waker, table_port: u32, route_port: u32) {
 }
 
 fn watch_addresses(waker: &Waker, own_port: u32) -> io::Result<()> {
-    let routes = RouteFilter {
-        table: Some(Table::LOCAL),
-        protocol: Some(RouteProtocol(owned::ROUTE_PROTOCOL)),
-        ..RouteFilter::default()
-    };
-    let watch = route::Watch { links: true, addresses: true, routes: Some(routes), rules: false };
+    // Those of virtual addresses, and those of marked packets.
+    let routes =
+        RouteFilter { protocol: Some(RouteProtocol(owned::ROUTE_PROTOCOL)), ..RouteFilter::default() };
+    let watch = route::Watch { links: true, addresses: true, routes: Some(routes), rules: true };
     let mut monitor = route::Monitor::open(watch)?;
     monitor.ignore(own_port);
     loop {
@@ -263,7 +264,8 @@ fn concerns_us(event: &Event) -> bool {
         Event::Address(address) | Event::AddressGone(address) => address.scope != Scope::LINK,
         Event::LinkGone(link) => link.name.as_str() == owned::DEVICE,
         Event::RouteGone(_) => true,
-        Event::Link(_) | Event::Route(_) | Event::Rule(_) | Event::RuleGone(_) => false,
+        Event::RuleGone(rule) => rule.preference == owned::MARK_RULE,
+        Event::Link(_) | Event::Route(_) | Event::Rule(_) => false,
     }
 }
 

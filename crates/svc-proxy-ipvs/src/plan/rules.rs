@@ -52,6 +52,8 @@ const ICMPV6: [u8; 7] = [128, 1, 2, 3, 4, 135, 136];
 pub struct Rules {
     journal: Journal,
     families: Vec<Family>,
+    /// Ports of virtual addresses that no Service has are refused.
+    guards: bool,
     pod_cidrs: Vec<IpNet>,
     direct: DirectTable,
 }
@@ -91,6 +93,7 @@ impl Rules {
         let mut rules = Self {
             journal: Journal::new(Ruleset::new(table)),
             families: config.families.clone(),
+            guards: config.guard_addresses,
             pod_cidrs: Vec::new(),
             direct: DirectTable::default(),
         };

@@ -350,10 +350,16 @@ fn an_address_is_shared_with_services_without_direct_return_and_with_sctp() {
     for vip in VIPS.map(ip) {
         tries.push(from("outside", vip, 8080, served(&[("q1", As("n1"))])).by(Protocol::Sctp));
         tries.push(from("outside", vip, 80, served(&[("p1", Itself), ("q2", As("n1"))])));
+        // Nobody's port is not sent round and round between the nodes and their router.
+        tries.push(from("outside", vip, 81, Refused).by(Protocol::Tcp));
+        tries.push(from("outside", vip, 81, Refused).by(Protocol::Udp));
     }
     direct.lab.check("shared", &tries);
     let state = n1.state().to_string();
     assert!(state.contains("without direct return"), "{state}");
+    // Who takes away the way of marked packets does not stop them for long.
+    n1.output(&["ip", "rule", "del", "pref", "32764"]);
+    n1.until("the rule is back", || n1.output(&["ip", "rule"]).contains("0x4d000000/0xff000000"));
     // Without endpoints it is refused and not forwarded to nowhere.
     direct.web(&[]);
     direct.apply(&[&n1, &n2]);

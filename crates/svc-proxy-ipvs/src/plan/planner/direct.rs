@@ -127,7 +127,8 @@ impl DirectPlan {
             let others = self.vips.iter().filter_map(|ip| self.others.get(ip)).flatten();
             let mut marks: BTreeMap<_, _> = others.map(|front| (*front, owned::MARK)).collect();
             marks.extend(self.by_mark.iter().map(|(mark, front)| (*front, mark.get())));
-            DirectTable { marks, replies: self.replies.clone(), mtu: self.mtu }
+            let vips = self.vips.iter().copied().collect();
+            DirectTable { marks, replies: self.replies.clone(), vips, mtu: self.mtu }
         })
     }
 

@@ -5,6 +5,7 @@
 //!                    └─ to a front, from outside? no tracking
 //!  dsr-mark    (-90) ── to a front? its mark ─► rule 32764 ─► local ─► input ─► IPVS
 //!  dsr-output  (-99) ── the same for packets of the node
+//!  dsr-forward  (-5) ── to another port of such an address? refuse
 //!  dsr-sent   (-150) ── sent on by IPVS? no mark any more
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! the node itself ask for is tracked: their replies come back here, and firewalls want to know them as such.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use common_informer::object::Family;
 use kernel_nft::builder::{DESTINATION, SOURCE};
@@ -31,6 +33,8 @@ pub struct DirectTable {
     pub marks: BTreeMap<Front, u32>,
     /// Fronts with endpoints here.
     pub replies: BTreeSet<Front>,
+    /// Addresses that something is served on so.
+    pub vips: BTreeSet<IpAddr>,
     /// Bytes of the largest packet that gets to an endpoint here.
     pub mtu: u16,
 }
@@ -55,8 +59,8 @@ const fn overhead(family: Family) -> u16 {
     }
 }
 
-const SETS: [&str; 3] = ["dsr", "dsr-request", "dsr-reply"];
-const CHAINS: [&str; 4] = ["dsr-raw", "dsr-mark", "dsr-output", "dsr-sent"];
+const SETS: [&str; 4] = ["dsr", "dsr-request", "dsr-reply", "dsr-vip"];
+const CHAINS: [&str; 5] = ["dsr-raw", "dsr-mark", "dsr-forward", "dsr-output", "dsr-sent"];
 
 impl Rules {
     /// Wants this for direct return. Costs as much as there are fronts served so.
@@ -84,7 +88,11 @@ impl Rules {
         let requests: BTreeSet<Front> = wanted.requests().copied().collect();
         self.replace("dsr-request", &before.requests().copied().collect(), &requests);
         self.replace("dsr-reply", &before.replies, &wanted.replies);
-        for (name, chain) in direct_chains(&self.families, wanted.mtu) {
+        let changed = before.vips.iter().map(|ip| (ip, None));
+        for (ip, value) in changed.chain(wanted.vips.iter().map(|ip| (ip, Some(Value::Member)))) {
+            self.journal.set_element(&of("dsr-vip", Family::of(*ip)), (*ip).into(), value);
+        }
+        for (name, chain) in direct_chains(&self.families, wanted.mtu, self.guards) {
             self.journal.set_chain(&name, Some(chain));
         }
     }
@@ -99,6 +107,7 @@ impl Rules {
                 ),
                 ("dsr-request", SetSpec::set(&front).with_comment("what is served by direct return")),
                 ("dsr-reply", SetSpec::set(&front).with_comment("what of that has endpoints here")),
+                ("dsr-vip", SetSpec::set(&front[..1]).with_comment("virtual addresses without a route")),
             ] {
                 self.journal.ensure_set(&of(stem, family), || spec);
             }
@@ -133,7 +142,7 @@ fn chain_of(stem: &str, family: Family) -> Name {
     of(stem, family)
 }
 
-fn direct_chains(families: &[Family], mtu: u16) -> Vec<(Name, Chain)> {
+fn direct_chains(families: &[Family], mtu: u16, guards: bool) -> Vec<(Name, Chain)> {
     let plain = |rules| Chain { base: None, comment: None, rules };
     let mut raw = Vec::new();
     let mut chains = Vec::new();
@@ -166,6 +175,13 @@ fn direct_chains(families: &[Family], mtu: u16) -> Vec<(Name, Chain)> {
     let filter = ChainType::Filter;
     chains.push(("dsr-raw".into(), base(filter, Hook::Prerouting, owned::RAW_PRIORITY, raw)));
     chains.push(("dsr-mark".into(), base(filter, Hook::Prerouting, owned::MARK_PRIORITY, marks())));
+    // What is not marked is not this node's. Routed on it would come back, until its time to live is over.
+    let refuse = |family: &Family| {
+        let to = Rule::new().address_in(Side::Destination, version(*family), &of("dsr-vip", *family));
+        to.goto(&"refuse".into())
+    };
+    let forward = if guards { families.iter().map(refuse).collect() } else { Vec::new() };
+    chains.push(("dsr-forward".into(), base(filter, Hook::Forward, owned::FORWARD_PRIORITY, forward)));
     let output = base(ChainType::Route, Hook::Output, owned::MARK_OUTPUT_PRIORITY, marks());
     chains.push(("dsr-output".into(), output));
     // KERNEL: `nf_nat_ipv4_local_fn()` looks for a route again for what IPVS has translated, and the rule for marks
