@@ -85,6 +85,11 @@ bench-firewall-data: need-cargo ## What a packet costs, side by side with kube-r
 	@$(MAKE) --no-print-directory PACKAGES="$(BENCH_PACKAGES)" packages
 	cargo bench -p npc-firewall --bench data
 
+.PHONY: bench-services
+bench-services: need-cargo ## First sync, changes, connections, memory by the number of Services, on Linux 6.1 in QEMU
+	@$(MAKE) --no-print-directory PACKAGES="$(VM_PACKAGES)" packages
+	e2e/vm/run bench-services
+
 .PHONY: chart-check
 chart-check: ## The chart, its objects, and the manifests made from it
 	deploy/check-chart

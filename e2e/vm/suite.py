@@ -24,8 +24,10 @@ class Suite:
 
     name: str
     package: str
-    test: str
     timeout_seconds: int
+    # Target of cargo: --test, or --bench, which is built for release.
+    test: str = ""
+    bench: str = ""
     features: list[str] = field(default_factory=list)
     # Files and folders of the project that the tests read.
     files: list[str] = field(default_factory=list)
@@ -41,23 +43,32 @@ class Suite:
 
 
 def read_suites(names):
+    """The suites of these names, or all; benchmarks run only by name."""
     with open(HERE / "suites.toml", "rb") as file:
-        suites = [Suite(**table) for table in tomllib.load(file)["suite"]]
+        tables = tomllib.load(file)
+    suites = [Suite(**table) for table in [*tables["suite"], *tables.get("bench", [])]]
     unknown = set(names) - {suite.name for suite in suites}
     if unknown:
         raise Failed(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in suites)}")
-    return [suite for suite in suites if not names or suite.name in names]
+    return [suite for suite in suites if (suite.name in names if names else suite.test)]
 
 
 def build(suites):
     """Has cargo build the suites; returns the programs that they start, by the paths they know."""
-    words = ["cargo", "test", "--no-run", "--message-format=json-render-diagnostics"]
+    tests, benches = [s for s in suites if s.test], [s for s in suites if s.bench]
     # Crates are compiled anew for each choice of packages and features: that of another lane can be given.
     shared = shlex.split(os.environ.get("VM_CARGO_FLAGS") or "")
-    words += shared
+    programs = compile_suites(["test", *shared], tests, not shared) if tests else []
+    return programs + (compile_suites(["bench"], benches, True) if benches else [])
+
+
+def compile_suites(command, suites, named):
+    """Has one command of cargo build suites, of their own packages only if `named`."""
+    words = ["cargo", *command, "--no-run", "--message-format=json-render-diagnostics"]
     for suite in suites:
-        words += [f"--test={suite.test}", *(f"--features={suite.package}/{name}" for name in suite.features)]
-        words += [] if shared else ["-p", suite.package]
+        words += [f"--test={suite.test}" if suite.test else f"--bench={suite.bench}"]
+        words += [f"--features={suite.package}/{name}" for name in suite.features]
+        words += ["-p", suite.package] if named else []
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise Failed("cargo failed")
@@ -72,7 +83,8 @@ def build(suites):
         if target["kind"] == ["bin"] and folder.name in {suite.package for suite in suites}:
             programs.append(path)
         for suite in suites:
-            if target["kind"] == ["test"] and (folder.name, target["name"]) == (suite.package, suite.test):
+            kind, name = ("test", suite.test) if suite.test else ("bench", suite.bench)
+            if target["kind"] == [kind] and (folder.name, target["name"]) == (suite.package, name):
                 suite.program, suite.folder = path, folder
     for suite in suites:
         if not suite.program:
@@ -129,7 +141,9 @@ def plan(suites, number, limit, arguments, emulated):
     if emulated:
         lines.append(f"export TEST_NETNS_SLOWNESS={SLOWNESS}")
     for suite in suites:
-        words = ["--color=always" if sys.stdout.isatty() else "--color=never"]
+        words = []
+        if suite.test:
+            words.append("--color=always" if sys.stdout.isatty() else "--color=never")
         if suite.threads:
             words.append(f"--test-threads={suite.threads}")
         if emulated and not os.environ.get("VM_ALL") and not arguments:

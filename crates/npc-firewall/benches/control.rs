@@ -9,7 +9,6 @@
 
 mod support;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -17,14 +16,14 @@ use common_informer::object::{Batch, Change, Object};
 use kernel_nft::{
     CommitError, Counter, Error, Family, Name, Nftables, Observed, Socket, TableFlags, Transaction,
 };
-use nix::time::{ClockId, clock_gettime};
 use node_runtime::{Cause, Controller};
 use npc_firewall::apply::Marks;
 use npc_firewall::controller::{Firewall, Surroundings};
 use npc_firewall::plan::PlanConfig;
+use test_netns::cost::{Cost, in_kernel, measure, median};
 
 use support::cluster::Cluster;
-use support::server;
+use support::memory;
 
 const ROUNDS: usize = 41;
 
@@ -36,67 +35,25 @@ impl Marks for NoMarks {
     }
 }
 
-/// Medians over the rounds.
-#[derive(Clone, Copy, Default)]
-struct Cost {
-    wall: Duration,
-    own: Duration,
-    kernel: Duration,
-}
-
-thread_local! {
-    /// CPU time of this thread in conversations with the kernel.
-    static KERNEL: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-}
-
-fn thread_cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("clock_gettime").into()
-}
-
 /// The kernel's nf_tables, with a clock on it.
 struct Timed(Socket);
 
-impl Timed {
-    fn timed<T>(&mut self, talk: impl FnOnce(&mut Socket) -> T) -> T {
-        let before = thread_cpu();
-        let result = talk(&mut self.0);
-        KERNEL.set(KERNEL.get() + (thread_cpu() - before));
-        result
-    }
-}
-
 impl Nftables for Timed {
     fn observe(&mut self, family: Family, table: &str) -> Result<Option<Observed>, Error> {
-        self.timed(|socket| socket.observe(family, table))
+        in_kernel(|| self.0.observe(family, table))
     }
 
     fn observe_counters(&mut self, family: Family, table: &str) -> Result<BTreeMap<Name, Counter>, Error> {
-        self.timed(|socket| socket.observe_counters(family, table))
+        in_kernel(|| self.0.observe_counters(family, table))
     }
 
     fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError> {
-        self.timed(|socket| socket.commit(transaction))
+        in_kernel(|| self.0.commit(transaction))
     }
 
     fn portid(&self) -> u32 {
         self.0.portid()
     }
-}
-
-/// Cost of what `work` does.
-fn measure(work: impl FnOnce()) -> Cost {
-    let (cpu, kernel, start) = (thread_cpu(), KERNEL.get(), Instant::now());
-    work();
-    let (cpu, kernel) = (thread_cpu() - cpu, KERNEL.get() - kernel);
-    Cost { wall: start.elapsed(), own: cpu.saturating_sub(kernel), kernel }
-}
-
-fn median(costs: &mut [Cost]) -> Cost {
-    let mut pick = |field: fn(&Cost) -> Duration| {
-        costs.sort_by_key(field);
-        field(&costs[costs.len() / 2])
-    };
-    Cost { wall: pick(|c| c.wall), own: pick(|c| c.own), kernel: pick(|c| c.kernel) }
 }
 
 fn firewall() -> Firewall<Timed> {
@@ -198,9 +155,9 @@ fn main() {
     println!("\n## Memory of the binary (110 local pods, 100 policies)\n");
     println!("| pods in the cache | RSS after start | RSS after 2,000 changes |\n|---|---|---|");
     for pods in [1_000, 15_000, 100_000] {
-        let (start, later) = server::memory_of_binary(env!("CARGO_BIN_EXE_npc-firewall"), pods);
-        println!("| {pods} | {:.1} MB | {:.1} MB |", start as f64 / 1e6, later as f64 / 1e6);
-        if pods == 15_000 && later > 25_000_000 {
+        let memory = memory::weigh(env!("CARGO_BIN_EXE_npc-firewall"), pods);
+        println!("| {pods} | {:.1} MB | {:.1} MB |", memory.ready as f64 / 1e6, memory.later as f64 / 1e6);
+        if pods == 15_000 && memory.later > 25_000_000 {
             missed.push("RSS ≤ 25 MB at 15,000 pods".into());
         }
     }

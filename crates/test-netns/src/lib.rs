@@ -19,15 +19,18 @@
 //! - [`matrix`]: who reaches whom, as a table, against the expected table.
 //! - [`flow`]: a connection that is kept, to see whether it is cut.
 //! - [`hammer`]: connections without pause, to find the one that should not have been.
+//! - [`api_server`], [`cost`]: for benchmarks, what feeds a program and what its work costs.
 //! - [`interpreter`]: what an nftables ruleset makes of a packet, without a kernel.
 //! - `server`, `conn`, `sctp`: both ends of the wire; `batch`: what `ip` is told.
 //!
 //! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules. On an emulated machine
 //! `TEST_NETNS_SLOWNESS=5` makes probes wait five times as long.
 
+pub mod api_server;
 mod batch;
 pub mod cluster;
 mod conn;
+pub mod cost;
 pub mod flow;
 pub mod hammer;
 pub mod interpreter;

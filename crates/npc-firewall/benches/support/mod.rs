@@ -1,4 +1,4 @@
-//! Clusters of any size, and a stand-in for the API server.
+//! Clusters of any size, and what the program weighs that watches one.
 
 pub(crate) mod cluster;
-pub(crate) mod server;
+pub(crate) mod memory;
