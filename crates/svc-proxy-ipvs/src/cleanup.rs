@@ -42,7 +42,8 @@ pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
     let mut table = Keeper::new(open_nftables()?, Family::Inet, owned::TABLE);
     let observed = table.read()?.observed;
     let mut vips = VirtualAddresses::new(open_netlink()?);
-    let addresses: BTreeSet<_> = vips.observe()?.keys().copied().collect();
+    vips.observe()?;
+    let addresses: BTreeSet<_> = vips.held().collect();
     vips.remove(addresses.iter().copied())?;
     let record: BTreeSet<_> = observed
         .iter()

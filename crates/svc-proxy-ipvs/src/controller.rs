@@ -45,6 +45,9 @@ use crate::report::{Excluded, Failures, Report, State, describe, told};
 
 /// How often something is tried in one sync before it is given up until the next.
 const ATTEMPTS: usize = 3;
+/// Virtual services whose commands are sent at once: enough to make system calls cheap, few enough that the
+/// commands for twenty thousand Services are never in memory together.
+const BATCH: usize = 512;
 /// Between two looks at the connections of what is drained.
 const DRAIN_POLL: Duration = Duration::from_secs(2);
 
@@ -219,7 +222,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         if let Err(error) = self.look_at_paths(observe, &mut update.table) {
             failures.note(error);
         }
-        let record = match self.keep_table(&update.table, observe, report) {
+        let record = match self.keep_table(std::mem::take(&mut update.table), observe, report) {
             Ok(record) => record,
             Err(error) => {
                 failures.note(error);
@@ -265,13 +268,13 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     /// Makes the table what it should be. Gives the virtual services that it had a record of when it was read.
     fn keep_table(
         &mut self,
-        ops: &[Op],
+        ops: Vec<Op>,
         observe: bool,
         report: &mut Report,
     ) -> Result<BTreeSet<ServiceKey>, Error> {
         if self.table_in_step {
-            match self.table.commit(ops, None) {
-                Ok(()) => report.count(ops),
+            match self.table.commit(&ops, None) {
+                Ok(()) => report.count(&ops),
                 Err(error) => {
                     tracing::warn!(error = %error, "transaction refused; reading the table to mend it");
                     self.table_in_step = false;
@@ -281,6 +284,8 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         if self.table_in_step && !observe {
             return Ok(BTreeSet::new());
         }
+        // At the start it is as large as the table.
+        drop(ops);
         let was_in_step = std::mem::replace(&mut self.table_in_step, false);
         for attempt in 1.. {
             let found = self.table.observe()?;
@@ -328,14 +333,15 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         let mut before = std::mem::take(&mut self.held);
         for ServiceState { service, .. } in found {
             let key = service.key;
-            let is_wanted = self.planner.virtual_service(&key).is_some();
-            if is_wanted || before.contains_key(&key) || record.contains(&key) || self.is_ours(&key) {
+            let wanted = self.planner.virtual_service(&key).cloned();
+            if wanted.is_some() || before.contains_key(&key) || record.contains(&key) || self.is_ours(&key) {
                 let destinations = self.ipvs.observe_destinations(&key)?;
                 let mut held =
                     Held::found(service, destinations.into_iter().map(|state| state.destination).collect());
                 if let Some(before) = before.remove(&key) {
                     held.resume(before);
                 }
+                held.share(wanted);
                 self.held.insert(key, held);
             }
         }
@@ -365,7 +371,28 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         failures: &mut Failures,
     ) -> Vec<Command> {
         let mut removals = Vec::new();
-        let mut keys: Vec<_> = std::mem::take(&mut self.pending).into_iter().collect();
+        let mut keys = std::mem::take(&mut self.pending).into_iter();
+        loop {
+            let some: Vec<_> = keys.by_ref().take(BATCH).collect();
+            if some.is_empty() {
+                return removals;
+            }
+            if !self.commit_some(some, now, &mut removals, report, failures) {
+                self.pending.extend(keys);
+                return removals;
+            }
+        }
+    }
+
+    /// Brings some virtual services to what is wanted. False if the conversation with the kernel failed.
+    fn commit_some(
+        &mut self,
+        mut keys: Vec<ServiceKey>,
+        now: Instant,
+        removals: &mut Vec<Command>,
+        report: &mut Report,
+        failures: &mut Failures,
+    ) -> bool {
         for attempt in 1..=ATTEMPTS {
             let (mut commands, mut owners, mut after) = (Vec::new(), Vec::new(), Vec::new());
             for key in keys.drain(..) {
@@ -382,7 +409,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 Err(error) => {
                     self.pending.extend(after.into_iter().map(|(key, _)| key));
                     failures.note(error);
-                    return removals;
+                    return false;
                 }
             };
             let failed: BTreeMap<_, _> = refusals
@@ -415,7 +442,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 self.pending.remove(key);
             });
         }
-        removals
+        true
     }
 
     /// Carries out commands; gives those that were refused.

@@ -21,9 +21,28 @@ use crate::owned;
 pub struct VirtualAddresses<R> {
     netlink: R,
     device: Option<LinkIndex>,
-    held: BTreeMap<IpAddr, Route>,
+    held: BTreeMap<IpAddr, Held>,
     refused: BTreeMap<IpAddr, String>,
 }
+
+/// A route that is there. Twenty thousand of them differ in their address only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Held {
+    /// As [`Way::route`] makes it.
+    Made(Way),
+    /// Otherwise, by another version or somebody else.
+    Other(Box<Route>),
+}
+
+/// What is behind the routes of virtual addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    device: LinkIndex,
+    source: Option<IpAddr>,
+}
+
+/// Routes whose commands are sent at once.
+const BATCH: usize = 512;
 
 pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
     what: &'static str,
@@ -85,7 +104,7 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn observe(&mut self) -> Result<&BTreeMap<IpAddr, Route>, Error> {
+    pub fn observe(&mut self) -> Result<(), Error> {
         let filter = RouteFilter {
             table: Some(Table::LOCAL),
             protocol: Some(RouteProtocol(owned::ROUTE_PROTOCOL)),
@@ -93,9 +112,9 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         };
         let routes =
             self.netlink.observe_routes(&filter).map_err(failed("reading routes of virtual addresses"))?;
-        self.held = routes.into_iter().map(|route| (route.destination.addr(), route)).collect();
+        self.held = routes.into_iter().map(|route| (route.destination.addr(), Held::of(route))).collect();
         self.device = None;
-        Ok(&self.held)
+        Ok(())
     }
 
     /// The addresses that are this node's by our routes, as far as is known.
@@ -126,31 +145,35 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
             None => self.ensure_device()?,
         };
         self.device = Some(device);
-        let routes: Vec<_> =
-            ips.map(|ip| route(ip, device, addresses)).filter(|route| !self.has(route)).collect();
-        let commands: Vec<_> = routes.iter().cloned().map(Command::ReplaceRoute).collect();
-        routes.iter().for_each(|route| {
-            self.refused.remove(&route.destination.addr());
+        let way = |ip| Way { device, source: addresses.source(Family::of(ip)) };
+        let (mut count, mut outcome) = (0, Ok(()));
+        while ips.peek().is_some() {
+            let some = ips.by_ref().take(BATCH);
+            let some: Vec<_> = some.filter(|ip| self.held.get(ip) != Some(&Held::Made(way(*ip)))).collect();
+            count += some.len();
+            outcome = outcome.and(self.add_some(&some, way));
+        }
+        outcome.map(|()| count)
+    }
+
+    fn add_some(&mut self, ips: &[IpAddr], way: impl Fn(IpAddr) -> Way) -> Result<(), Error> {
+        ips.iter().for_each(|ip| {
+            self.refused.remove(ip);
         });
+        let commands: Vec<_> = ips.iter().map(|ip| Command::ReplaceRoute(way(*ip).route(*ip))).collect();
         match self.commit(&commands) {
             Err(CommitError::Refused(refusals)) if !refusals.iter().any(Refusal::is_retryable) => {
-                let refused = |refusal: Refusal| {
-                    Some((routes.get(refusal.command)?.destination.addr(), refusal.to_string()))
-                };
+                let refused = |refusal: Refusal| Some((*ips.get(refusal.command)?, refusal.to_string()));
                 self.refused.extend(refusals.into_iter().filter_map(refused));
+                Ok(())
             }
-            result => result.map_err(failed("adding routes of virtual addresses"))?,
+            result => result.map_err(failed("adding routes of virtual addresses")),
         }
-        Ok(commands.len())
     }
 
     /// Addresses whose routes the kernel refused for good, and why.
     pub fn refused(&self) -> &BTreeMap<IpAddr, String> {
         &self.refused
-    }
-
-    fn has(&self, route: &Route) -> bool {
-        self.held.get(&route.destination.addr()) == Some(&route.clone().as_stored())
     }
 
     /// Removes routes.
@@ -162,8 +185,8 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         ips.iter().for_each(|ip| {
             self.refused.remove(ip);
         });
-        let commands: Vec<_> =
-            ips.iter().filter_map(|ip| self.held.get(ip)).cloned().map(Command::DeleteRoute).collect();
+        let removal = |ip: &IpAddr| Some(Command::DeleteRoute(self.held.get(ip)?.route(*ip)));
+        let commands: Vec<_> = ips.iter().filter_map(removal).collect();
         self.commit(&commands).map_err(failed("removing routes of virtual addresses"))?;
         Ok(commands.len())
     }
@@ -185,7 +208,7 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
                     self.held.remove(&route.destination.addr());
                 }
                 Command::ReplaceRoute(route) if !refused.contains(&number) => {
-                    self.held.insert(route.destination.addr(), route.clone().as_stored());
+                    self.held.insert(route.destination.addr(), Held::of(route.clone().as_stored()));
                 }
                 _ => {}
             }
@@ -206,11 +229,32 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
     }
 }
 
-fn route(ip: IpAddr, device: LinkIndex, addresses: &Addresses) -> Route {
-    Route {
-        protocol: RouteProtocol(owned::ROUTE_PROTOCOL),
-        // KERNEL: without, IPv4 packets of the node to a virtual address come from that address.
-        preferred_source: addresses.source(Family::of(ip)),
-        ..Route::local(IpNet::from(ip), device)
+impl Held {
+    fn of(route: Route) -> Self {
+        let device = route.next_hops.first().and_then(|hop| hop.link);
+        let way = device.map(|device| Way { device, source: route.preferred_source });
+        let is_made = |way: &Way| way.route(route.destination.addr()).as_stored() == route;
+        match way.filter(is_made) {
+            Some(way) => Self::Made(way),
+            None => Self::Other(Box::new(route)),
+        }
+    }
+
+    fn route(&self, ip: IpAddr) -> Route {
+        match self {
+            Self::Made(way) => way.route(ip).as_stored(),
+            Self::Other(route) => (**route).clone(),
+        }
+    }
+}
+
+impl Way {
+    fn route(self, ip: IpAddr) -> Route {
+        Route {
+            protocol: RouteProtocol(owned::ROUTE_PROTOCOL),
+            // KERNEL: without, IPv4 packets of the node to a virtual address come from that address.
+            preferred_source: self.source,
+            ..Route::local(IpNet::from(ip), self.device)
+        }
     }
 }

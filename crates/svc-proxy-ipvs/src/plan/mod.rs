@@ -9,6 +9,7 @@
 //! ```
 
 pub mod dsr;
+pub mod few;
 pub mod options;
 pub mod part;
 pub mod planner;

@@ -8,7 +8,7 @@
 //!     endpoints here ──────────────────────────────────────────┘
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use kernel_netlink::ipvs::{Destination, Persistence, Service, ServiceKey};
 
 use super::dsr::{self, Direct};
+use super::few::Few;
 use super::options::{Balancing, balancing, flag};
 use super::{Front, Gate, PlanConfig, Virtual};
 use crate::model::addresses::Addresses;
@@ -40,21 +41,21 @@ pub struct HealthCheck {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     /// Virtual services.
-    pub virtuals: BTreeMap<ServiceKey, Arc<Virtual>>,
+    pub virtuals: Few<ServiceKey, Arc<Virtual>>,
     /// What becomes of new connections, by front. There are fronts without a virtual service: those without
     /// endpoints.
-    pub gates: BTreeMap<Front, Gate>,
+    pub gates: Few<Front, Gate>,
     /// What is served by direct return. Its gates are in [`Part::gates`], its virtual services, once they have
     /// marks, in [`Part::virtuals`].
-    pub direct: Direct,
+    pub direct: Option<Box<Direct>>,
     /// External fronts that IPVS knows by their address.
-    pub external: BTreeSet<Front>,
+    pub external: Few<Front>,
     /// Addresses that must be this node's.
-    pub vips: BTreeSet<IpAddr>,
+    pub vips: Few<IpAddr>,
     /// Where packets from pods of this node and from the node itself to a front go instead.
-    pub inside: BTreeMap<Front, (IpAddr, u16)>,
+    pub inside: Few<Front, (IpAddr, u16)>,
     /// Pods of this node that serve: what comes from them, to them, and from them to themselves, is told apart.
-    pub local: BTreeSet<IpAddr>,
+    pub local: Few<IpAddr>,
     /// Who may use fronts with [`Gate::Sources`].
     pub sources: Option<Box<[IpNet]>>,
     /// For the load balancer.
@@ -168,7 +169,8 @@ impl Writer<'_> {
         }
         let own = &self.addresses.own;
         let local = selection.reachable(self.policies).filter(|endpoint| endpoint.local);
-        part.local.extend(local.map(|endpoint| endpoint.address).filter(|ip| !own.contains(ip)));
+        let local = local.map(|endpoint| endpoint.address).filter(|ip| !own.contains(ip));
+        local.for_each(|ip| part.local.insert(ip, ()));
     }
 
     /// The fronts of a port that are this Service's, with where they come from.
@@ -238,9 +240,9 @@ impl Writer<'_> {
     ) -> Gate {
         // An address that the node has anyway stays the node's: it needs no route, and its other ports are open.
         if origin != Origin::NodePort && !self.addresses.own.contains(&front.ip) {
-            part.vips.insert(front.ip);
+            part.vips.insert(front.ip, ());
             if origin != Origin::ClusterIp {
-                part.external.insert(front);
+                part.external.insert(front, ());
             }
         }
         let to = |endpoint: &Candidate| Some(Destination::new(endpoint.address, endpoint.port));
@@ -266,12 +268,13 @@ impl Writer<'_> {
         let here = selection.endpoints.iter().filter(|endpoint| {
             endpoint.local && dsr::destination(endpoint, &front, own, &mut Vec::new()).is_some()
         });
+        let direct = part.direct.get_or_insert_default();
         for endpoint in here {
-            part.direct.pods.entry(endpoint.address).or_default().insert(front.ip);
-            part.direct.replies.insert(front);
+            direct.pods.entry(endpoint.address).or_default().insert(front.ip);
+            direct.replies.insert(front);
         }
         let serves = !wanted.destinations.is_empty();
-        part.direct.unmarked.insert(front, wanted);
+        direct.unmarked.insert(front, wanted);
         match selection.fate(policy) {
             Fate::Served if serves => Gate::Serve,
             Fate::Dropped => Gate::Drop,
@@ -303,6 +306,9 @@ impl Writer<'_> {
                 wanted.lingering.push(to.key);
             }
         }
+        // Twice as many endpoints as there are is what a growing list makes room for.
+        wanted.destinations.shrink_to_fit();
+        wanted.lingering.shrink_to_fit();
         wanted
     }
 

@@ -26,7 +26,8 @@ use crate::model::world::{Touched, World};
 pub struct Planner {
     config: PlanConfig,
     addresses: Addresses,
-    parts: HashMap<ObjectKey, Part>,
+    /// In boxes: a map has room for nearly twice as many entries as it holds.
+    parts: HashMap<ObjectKey, Box<Part>>,
     virtuals: BTreeMap<ServiceKey, Arc<Virtual>>,
     vips: Shared<IpAddr>,
     /// Virtual addresses that are local by a route: those of `vips` that nothing is served on by direct return.
@@ -172,7 +173,7 @@ impl Planner {
         let mut pods: BTreeMap<IpAddr, DirectPod> = BTreeMap::new();
         for key in self.direct.services() {
             let Some(part) = self.parts.get(key) else { continue };
-            for (pod, vips) in &part.direct.pods {
+            for (pod, vips) in part.direct.iter().flat_map(|direct| &direct.pods) {
                 let pod = pods.entry(*pod).or_default();
                 pod.vips.extend(vips);
                 pod.services.insert(key.clone());
@@ -202,8 +203,8 @@ impl Planner {
             let was = self.virtuals.remove(virtual_key);
             before.entry(*virtual_key).or_insert(was);
         }
-        old.vips.iter().for_each(|ip| self.vips.release(ip));
-        old.local.iter().for_each(|ip| self.local.release(ip));
+        old.vips.keys().for_each(|ip| self.vips.release(ip));
+        old.local.keys().for_each(|ip| self.local.release(ip));
         self.direct.withdraw(key, old);
         if let Some(check) = &old.health {
             self.health.remove(&check.port);
@@ -214,19 +215,19 @@ impl Planner {
     fn install(&mut self, key: &ObjectKey, mut new: Part, before: &mut Before) {
         self.direct.install(key, &mut new);
         self.rules.insert(key, &new);
-        for (virtual_key, wanted) in &new.virtuals {
+        for (virtual_key, wanted) in new.virtuals.iter() {
             let was = self.virtuals.insert(*virtual_key, wanted.clone());
             before.entry(*virtual_key).or_insert(was);
         }
-        new.vips.iter().for_each(|ip| self.vips.acquire(*ip));
-        new.local.iter().for_each(|ip| self.local.acquire(*ip));
+        new.vips.keys().for_each(|ip| self.vips.acquire(*ip));
+        new.local.keys().for_each(|ip| self.local.acquire(*ip));
         if let Some(check) = &new.health {
             self.health.insert(check.port, (key.clone(), check.clone()));
         }
         if !new.problems.is_empty() {
             self.faulty.insert(key.clone());
         }
-        self.parts.insert(key.clone(), new);
+        self.parts.insert(key.clone(), Box::new(new));
     }
 
     /// The wanted virtual service of a key.
@@ -236,7 +237,7 @@ impl Planner {
 
     /// The Services that have a virtual address. A walk through all: for the few that are in trouble.
     pub fn users_of(&self, ip: IpAddr) -> impl Iterator<Item = &ObjectKey> {
-        self.parts.iter().filter(move |(_, part)| part.vips.contains(&ip)).map(|(service, _)| service)
+        self.parts.iter().filter(move |(_, part)| part.vips.contains_key(&ip)).map(|(service, _)| service)
     }
 
     /// The Service that a wanted virtual service is of. A walk through all: for the few that are in trouble.
@@ -282,7 +283,7 @@ impl Planner {
 
     /// The parts of all Services, in no order.
     pub fn parts(&self) -> impl Iterator<Item = (&ObjectKey, &Part)> {
-        self.parts.iter()
+        self.parts.iter().map(|(key, part)| (key, &**part))
     }
 
     /// What is not in force, by Service.

@@ -182,7 +182,7 @@ impl Rules {
     /// Puts a Service's part in.
     pub fn insert(&mut self, service: &ObjectKey, part: &Part) {
         let sources = part.sources.as_ref().map(|ranges| self.add_sources(service, ranges));
-        for (front, gate) in &part.gates {
+        for (front, gate) in part.gates.iter() {
             let verdict = match (gate, &sources) {
                 (Gate::Serve, _) => Verdict::Accept,
                 (Gate::Drop, _) | (Gate::Sources, None) => Verdict::Goto("discard".into()),
@@ -190,7 +190,7 @@ impl Rules {
                 (Gate::Sources, Some(chain)) => Verdict::Goto(chain.clone()),
             };
             self.journal.set_element(&of("gate", front.family()), key(front), Some(Value::Verdict(verdict)));
-            let is_direct = part.direct.marks.contains_key(front);
+            let is_direct = part.direct.as_ref().is_some_and(|direct| direct.marks.contains_key(front));
             // Who takes the short cut is served, though packets from outside are not.
             let some = *gate == Gate::Drop && part.inside.contains_key(front);
             if (some || matches!(gate, Gate::Serve | Gate::Sources)) && !is_direct {
@@ -200,7 +200,7 @@ impl Rules {
         if let Some(check) = &part.health {
             self.journal.set_element(&"health".into(), health_key(check), Some(Value::Member));
         }
-        for (front, (ip, port)) in &part.inside {
+        for (front, (ip, port)) in part.inside.iter() {
             let to = Value::Data(Key::address_port(*ip, *port));
             self.journal.set_element(&of("inside", front.family()), key(front), Some(to));
         }

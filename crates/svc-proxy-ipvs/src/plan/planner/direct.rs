@@ -68,16 +68,14 @@ impl DirectPlan {
 
     /// Gives the part's virtual services their marks.
     pub(super) fn install(&mut self, service: &ObjectKey, part: &mut Part) {
-        for front in &part.external {
+        for front in part.external.keys() {
             self.others.entry(front.ip).or_default().insert(*front);
             self.touched |= self.vips.contains(&front.ip);
         }
-        if part.direct.is_empty() {
-            return;
-        }
+        let Some(mut direct) = part.direct.take() else { return };
         self.touched = true;
         self.services.insert(service.clone());
-        for (front, mut wanted) in std::mem::take(&mut part.direct.unmarked) {
+        for (front, mut wanted) in std::mem::take(&mut direct.unmarked) {
             let Some(mark) = self.marks.take(front) else {
                 let message = "there are no more packet marks for direct return";
                 part.problems.push(Problem::new(Reason::Unsupported, message));
@@ -86,15 +84,16 @@ impl DirectPlan {
             };
             wanted.service.key = marked(&front, mark);
             part.virtuals.insert(wanted.service.key, Arc::new(wanted));
-            part.direct.marks.insert(front, mark);
+            direct.marks.insert(front, mark);
             self.by_mark.insert(mark, front);
             self.vips.acquire(front.ip);
         }
-        self.replies.extend(&part.direct.replies);
+        self.replies.extend(&direct.replies);
+        part.direct = Some(direct);
     }
 
     pub(super) fn withdraw(&mut self, service: &ObjectKey, part: &Part) {
-        for front in &part.external {
+        for front in part.external.keys() {
             self.touched |= self.vips.contains(&front.ip);
             if let Some(fronts) = self.others.get_mut(&front.ip) {
                 fronts.remove(front);
@@ -107,7 +106,7 @@ impl DirectPlan {
             return;
         }
         self.touched = true;
-        for (front, mark) in &part.direct.marks {
+        for (front, mark) in part.direct.iter().flat_map(|direct| &direct.marks) {
             self.marks.leave(*front);
             self.by_mark.remove(mark);
             self.replies.remove(front);
