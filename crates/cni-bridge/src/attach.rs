@@ -38,6 +38,8 @@ pub struct Attachment {
     vlan_gateway: Option<Link>,
     /// Whether the reservations are of this call, so that undoing may release them.
     reserved: bool,
+    /// Whether the veth is of this call.
+    has_veth: bool,
     outcome: Outcome,
 }
 
@@ -83,6 +85,7 @@ impl Attachment {
             container: None,
             vlan_gateway: None,
             reserved: false,
+            has_veth: false,
             outcome: Outcome::default(),
         })
     }
@@ -168,19 +171,15 @@ fn make_bridge(work: &mut Attachment) -> Result<(), CniError> {
 
 fn make_veth(work: &mut Attachment) -> Result<(), CniError> {
     let bridge = work.bridge()?.index;
-    link::add_veth(&mut work.socket, &work.conf, bridge, &work.owner, &work.interface, &work.namespace)
+    link::add_veth(&mut work.socket, &work.conf, bridge, &work.owner, &work.interface, &work.namespace)?;
+    work.has_veth = true;
+    Ok(())
 }
 
 fn delete_veth(work: &mut Attachment) {
-    // ORDER: not if the container had the interface before: then the veth, if there is one, is that of another ADD.
-    if work.container.is_some() || !is_attached(work) {
+    if work.has_veth {
         let _ = link::delete_of(&mut work.socket, &work.conf.name, &work.owner);
     }
-}
-
-/// Whether an earlier ADD has made the container's interface.
-fn is_attached(work: &Attachment) -> bool {
-    !work.reserved && pod::find(&work.namespace, &work.interface).is_ok_and(|found| found.is_some())
 }
 
 fn set_up_port(work: &mut Attachment) -> Result<(), CniError> {
@@ -269,7 +268,9 @@ fn add_elements(work: &Attachment, elements: &[table::Element]) -> Result<(), Cn
     }
     let mut nft = Nft::open().map_err(|error| CniError::other(format!("opening nf_tables: {error}")))?;
     let alive = |ip: IpAddr| {
-        let Some(ipam) = &work.ipam else { return true };
+        // Of another network nothing is known here.
+        let in_ranges = |ipam: &&IpamConf| ipam.sets.iter().any(|set| set.range_of(ip).is_some());
+        let Some(ipam) = work.ipam.as_ref().filter(in_ranges) else { return true };
         let store = Store::open(&ipam.data_dir, &work.conf.name);
         store.and_then(|store| store.owner(ip)).is_ok_and(|owner| owner.is_some())
     };

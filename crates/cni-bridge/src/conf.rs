@@ -43,11 +43,6 @@ struct Wire {
     #[serde(rename = "RuntimeConfig")]
     go_runtime_config: Option<RuntimeConfig>,
     prev_result: Option<Value>,
-    #[serde(rename = "cni.dev/valid-attachments")]
-    valid_attachments: Option<Vec<ValidAttachment>>,
-    // As early runtimes of 1.1.0 wrote it, some of them both.
-    #[serde(rename = "cni.dev/attachments")]
-    attachments: Option<Vec<ValidAttachment>>,
 }
 
 impl Default for Wire {
@@ -75,8 +70,6 @@ impl Default for Wire {
             runtime_config: None,
             go_runtime_config: None,
             prev_result: None,
-            valid_attachments: None,
-            attachments: None,
         }
     }
 }
@@ -169,8 +162,6 @@ pub struct NetConf {
     pub dns: Dns,
     /// What ADD has given.
     pub previous: Option<Value>,
-    /// The attachments that there are, for GC; `None` if they are not told.
-    pub valid_attachments: Option<Vec<Owner>>,
 }
 
 /// Reads a configuration as a runtime hands it over, and whatever the verbs need of it before they read all of it.
@@ -214,6 +205,41 @@ pub fn version(conf: &Value) -> Result<Version, CniError> {
         CniError::new(Code::Version, "incompatible CNI versions")
             .with_details(format!("config is \"{text}\", plugin supports [{}]", known.join(" ")))
     })
+}
+
+/// `name`; [`parse_json`] has looked at it.
+pub fn name(conf: &Value) -> &str {
+    conf.get("name").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The attachments that there are, for GC.
+///
+/// # Errors
+/// When they are not told: that is no reason to think that there are none.
+pub fn valid_attachments(conf: &Value) -> Result<Vec<Owner>, CniError> {
+    // The other is how early runtimes of 1.1.0 wrote it; some write both.
+    let listed = conf.get("cni.dev/valid-attachments").or_else(|| conf.get("cni.dev/attachments"));
+    let listed =
+        listed.ok_or_else(|| CniError::new(Code::Config, "GC: cni.dev/valid-attachments is missing"))?;
+    // Runtimes write an empty list as null.
+    let valid: Option<Vec<ValidAttachment>> = Deserialize::deserialize(listed)
+        .map_err(|error| CniError::new(Code::Decode, format!("GC: cni.dev/valid-attachments: {error}")))?;
+    let valid = valid.unwrap_or_default();
+    Ok(valid.iter().map(|valid| Owner::new(&valid.container, &valid.interface)).collect())
+}
+
+/// The addresses that ADD has given, as far as the runtime tells.
+pub fn previous_addresses(conf: &Value) -> Vec<IpAddr> {
+    let outcome = conf.get("prevResult").and_then(|previous| Outcome::from_json(previous).ok());
+    outcome.unwrap_or_default().ips.iter().map(|ip| ip.address.addr()).collect()
+}
+
+/// Whether attachments of the network may have ports of the node.
+pub fn has_host_ports(conf: &Value) -> bool {
+    let capable = conf.pointer("/capabilities/portMappings").and_then(Value::as_bool) == Some(true);
+    let told =
+        |name: &str| conf.pointer(name).and_then(Value::as_array).is_some_and(|ports| !ports.is_empty());
+    capable || told("/runtimeConfig/portMappings") || told("/RuntimeConfig/portMappings")
 }
 
 /// Where the reservations of a network are, if `ipam` says that addresses are given out here. Reads less than
@@ -272,12 +298,6 @@ impl NetConf {
         let asked = wire.args.and_then(|args| args.cni).unwrap_or_default().mac;
         // The later the stronger, as in the reference.
         let macs = [call.arg("MAC").unwrap_or_default(), &asked, &runtime.mac];
-        let listed =
-            ["cni.dev/valid-attachments", "cni.dev/attachments"].iter().any(|key| value.get(key).is_some());
-        // Runtimes write an empty list as null.
-        let attachments = wire.valid_attachments.or(wire.attachments).unwrap_or_default();
-        let attachments =
-            attachments.iter().map(|valid| Owner::new(&valid.container, &valid.interface)).collect();
         Ok(Self {
             version,
             name: wire.name,
@@ -300,7 +320,6 @@ impl NetConf {
             port_mappings: runtime.port_mappings.unwrap_or_default(),
             dns: wire.dns.unwrap_or_default(),
             previous: wire.prev_result.filter(|previous| !previous.is_null()),
-            valid_attachments: listed.then_some(attachments),
         })
     }
 
@@ -316,12 +335,6 @@ impl NetConf {
             return Err(CniError::other("cannot set hairpin mode and promiscuous mode at the same time"));
         }
         Ok(())
-    }
-
-    /// The addresses that ADD has given, as far as the runtime tells.
-    pub fn previous_addresses(&self) -> Vec<IpAddr> {
-        let outcome = self.previous.as_ref().and_then(|previous| Outcome::from_json(previous).ok());
-        outcome.unwrap_or_default().ips.iter().map(|ip| ip.address.addr()).collect()
     }
 }
 

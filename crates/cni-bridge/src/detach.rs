@@ -1,4 +1,5 @@
-//! DEL: removes what is found of an attachment, be it nothing.
+//! DEL: removes what is found of an attachment, be it nothing. It reads of the configuration only what it needs, so
+//! that it does its work also when the rest is no longer valid.
 //!
 //! ORDER: rules, then links, then the reservation. As long as an address is reserved it is nobody else's, so that
 //! nothing is taken from the container that gets it next; and a DEL that was stopped finds it again.
@@ -13,7 +14,7 @@ use kernel_netlink::route::LinkName;
 use kernel_nft::{Family, Nftables, Socket as Nft};
 use serde_json::Value;
 
-use crate::conf::{self, NetConf};
+use crate::conf;
 use crate::ipam::allocate::io;
 use crate::ipam::{Owner, Store};
 use crate::spec::{Call, CniError};
@@ -23,33 +24,29 @@ use crate::{link, masquerade, owned, pod, portmap, table};
 ///
 /// # Errors
 /// When something is there and cannot be removed; the rest was.
-pub fn run(conf: &NetConf, value: &Value, call: &Call) -> Result<(), CniError> {
+pub fn run(conf: &Value, call: &Call) -> Result<(), CniError> {
     let owner = Owner::new(&call.container_id, &call.ifname);
-    let mut addresses = conf.previous_addresses();
-    if let Some(folder) = conf::data_dir(value) {
-        let store = Store::open(&folder, &conf.name).map_err(io)?;
+    let name = conf::name(conf);
+    let host_ports = conf::has_host_ports(conf);
+    let folder = conf::data_dir(conf);
+    let mut addresses = conf::previous_addresses(conf);
+    if let Some(folder) = &folder {
+        let store = Store::open(folder, name).map_err(io)?;
         let reserved = store.addresses(&owner).map_err(io)?;
         // What the runtime remembers may be somebody else's by now.
         addresses.retain(|ip| matches!(store.owner(*ip), Ok(None)));
         addresses.extend(reserved);
     }
-    let mut result = remove_rules(&addresses, has_host_ports(conf, value));
-    let links = delete_links(conf, call, &owner);
-    result = result.and(links);
-    if let Some(folder) = conf::data_dir(value) {
-        let released = Store::open(&folder, &conf.name).and_then(|store| store.release(&owner)).map_err(io);
-        result = result.and(released.map(drop));
-    }
-    if has_host_ports(conf, value) && !addresses.is_empty() {
+    let mut result = remove_rules(&addresses, host_ports);
+    result = result.and(delete_links(name, call, &owner));
+    if host_ports && !addresses.is_empty() {
         forget_udp_flows(&mut |connection| addresses.contains(&connection.reply.source));
     }
+    if let Some(folder) = &folder {
+        let released = Store::open(folder, name).and_then(|store| store.release(&owner)).map_err(io);
+        result = result.and(released.map(drop));
+    }
     result
-}
-
-/// Whether attachments of the network may have ports of the node.
-pub fn has_host_ports(conf: &NetConf, value: &Value) -> bool {
-    let capable = value.pointer("/capabilities/portMappings").and_then(Value::as_bool) == Some(true);
-    capable || !conf.port_mappings.is_empty()
 }
 
 /// Removes what the table has for addresses. The whole table is read only if ports of the node may lead to them.
@@ -69,15 +66,15 @@ pub fn remove_rules(addresses: &[IpAddr], host_ports: bool) -> Result<(), CniErr
             |error| CniError::other(format!("reading nftables table inet {}: {error}", owned::TABLE));
         if let Some(seen) = nft.observe(Family::Inet, owned::TABLE).map_err(failed)? {
             keys.extend(portmap::keys_of(&seen.ruleset, |ip| addresses.contains(&ip)));
-            chains = portmap::chains(&seen.ruleset);
+            chains = table::unused_chains(&seen.ruleset, &keys);
         }
     }
     table::remove(&mut nft, &keys, &chains)
 }
 
 /// Removes the links: the host's end by its name, and what the container has where the reference made it.
-fn delete_links(conf: &NetConf, call: &Call, owner: &Owner) -> Result<(), CniError> {
-    let ours = link::delete_of(&mut link::open()?, &conf.name, owner);
+fn delete_links(network: &str, call: &Call, owner: &Owner) -> Result<(), CniError> {
+    let ours = link::delete_of(&mut link::open()?, network, owner);
     let (Ok(namespace), Some(interface)) =
         (Namespace::open(Path::new(&call.netns)), LinkName::new(&call.ifname))
     else {

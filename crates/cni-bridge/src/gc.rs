@@ -7,11 +7,11 @@ use kernel_netlink::route::Rtnetlink;
 use kernel_nft::{Family, Nftables, Ruleset, Socket as Nft};
 use serde_json::Value;
 
-use crate::conf::{self, NetConf};
+use crate::conf;
 use crate::ipam::allocate::io;
 use crate::ipam::conf::IpamConf;
 use crate::ipam::{Owner, Store};
-use crate::spec::{CniError, Code};
+use crate::spec::CniError;
 use crate::table::{Map, VERSIONS};
 use crate::{link, masquerade, owned, portmap, table};
 
@@ -19,28 +19,22 @@ use crate::{link, masquerade, owned, portmap, table};
 ///
 /// # Errors
 /// The first thing that could not be removed; the rest was.
-pub fn run(conf: &NetConf, value: &Value) -> Result<(), CniError> {
-    let valid = valid(conf)?;
-    let links = links(conf, valid);
-    let rules = rules(conf, value, valid);
-    links.and(rules).and(reservations(conf, value))
-}
-
-/// None listed is no reason to think that there are none.
-fn valid(conf: &NetConf) -> Result<&[Owner], CniError> {
-    let missing = || CniError::new(Code::Config, "GC: cni.dev/valid-attachments is missing");
-    conf.valid_attachments.as_deref().ok_or_else(missing)
+pub fn run(conf: &Value) -> Result<(), CniError> {
+    let valid = conf::valid_attachments(conf)?;
+    let links = links(conf::name(conf), &valid);
+    let rules = rules(conf, &valid);
+    links.and(rules).and(reservations(conf))
 }
 
 /// Releases the reservations.
 ///
 /// # Errors
 /// When they cannot be read or removed.
-pub fn reservations(conf: &NetConf, value: &Value) -> Result<(), CniError> {
-    let valid = valid(conf)?;
-    let Some(folder) = conf::data_dir(value) else { return Ok(()) };
-    let store = Store::open(&folder, &conf.name).map_err(io)?;
-    store.release_others(|owner| is_valid(valid, owner)).map(drop).map_err(io)
+pub fn reservations(conf: &Value) -> Result<(), CniError> {
+    let valid = conf::valid_attachments(conf)?;
+    let Some(folder) = conf::data_dir(conf) else { return Ok(()) };
+    let store = Store::open(&folder, conf::name(conf)).map_err(io)?;
+    store.release_others(|owner| is_valid(&valid, owner)).map(drop).map_err(io)
 }
 
 /// Reservations of the reference of old do not say which interface has them.
@@ -51,29 +45,29 @@ fn is_valid(valid: &[Owner], owner: &Owner) -> bool {
     })
 }
 
-fn links(conf: &NetConf, valid: &[Owner]) -> Result<(), CniError> {
+fn links(network: &str, valid: &[Owner]) -> Result<(), CniError> {
     let mut socket = link::open()?;
     let valid: Result<BTreeSet<_>, _> =
-        valid.iter().map(|owner| link::host_link_name(&conf.name, owner)).collect();
+        valid.iter().map(|owner| link::host_link_name(network, owner)).collect();
     let valid = valid?;
     let all = socket.observe_links().map_err(|error| CniError::other(error.to_string()))?;
     let mut result = Ok(());
     for stray in
-        all.iter().filter(|found| link::is_of_network(found, &conf.name) && !valid.contains(&found.name))
+        all.iter().filter(|found| link::is_of_network(found, network) && !valid.contains(&found.name))
     {
         result = result.and(link::delete(&mut socket, stray));
     }
     result
 }
 
-fn rules(conf: &NetConf, value: &Value, valid: &[Owner]) -> Result<(), CniError> {
-    let Some(folder) = conf::data_dir(value) else { return Ok(()) };
+fn rules(conf: &Value, valid: &[Owner]) -> Result<(), CniError> {
+    let Some(folder) = conf::data_dir(conf) else { return Ok(()) };
     let Ok(mut nft) = Nft::open() else { return Ok(()) };
     let failed = |error| CniError::other(format!("reading nftables table inet {}: {error}", owned::TABLE));
     let Some(seen) = nft.observe(Family::Inet, owned::TABLE).map_err(failed)? else { return Ok(()) };
     // Addresses of this network: those reserved, and, as reservations may be lost, those in its ranges.
-    let store = Store::open(&folder, &conf.name).map_err(io)?;
-    let ranges = IpamConf::parse(value, &[]).ok().flatten();
+    let store = Store::open(&folder, conf::name(conf)).map_err(io)?;
+    let ranges = IpamConf::parse(conf, &[]).ok().flatten();
     let mut kept = BTreeSet::new();
     let mut gone = BTreeSet::new();
     for ip in store.reserved().map_err(io)? {
@@ -90,7 +84,7 @@ fn rules(conf: &NetConf, value: &Value, valid: &[Owner]) -> Result<(), CniError>
     };
     let mut keys = portmap::keys_of(&seen.ruleset, ours);
     keys.extend(masqueraded(&seen.ruleset).into_iter().filter(|ip| ours(*ip)).map(masquerade::key));
-    table::remove(&mut nft, &keys, &portmap::chains(&seen.ruleset))
+    table::remove(&mut nft, &keys, &table::unused_chains(&seen.ruleset, &keys))
 }
 
 fn masqueraded(table: &Ruleset) -> Vec<IpAddr> {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use kernel_netlink::Protocol;
-use kernel_nft::{IpVersion, Key, Name, NatFlags, Rule, Side, Value, Verdict};
+use kernel_nft::{IpVersion, Key, NatFlags, Rule, Side, Value, Verdict};
 
 use crate::conf::PortMapping;
 use crate::masquerade::{chain_of, version_of};
@@ -146,12 +146,6 @@ pub fn address(version: IpVersion, bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Chains that may have become unused.
-pub fn chains(table: &kernel_nft::Ruleset) -> Vec<Name> {
-    let ours = |name: &&Name| name.starts_with("masquerade_") || name.starts_with("hairpin_");
-    table.chains.keys().filter(ours).cloned().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use kernel_nft::{Fake, Family, Nftables};
@@ -192,7 +186,7 @@ mod tests {
         assert_eq!(keys_of(&seen, |ip| ip == addresses[1].addr()), []);
         let keys = keys_of(&seen, |ip| ip == addresses[0].addr() || ip == addresses[2].addr());
         assert_eq!(keys.len(), 8);
-        table::remove(&mut nft, &keys, &chains(&seen)).unwrap();
+        table::remove(&mut nft, &keys, &table::unused_chains(&seen, &keys)).unwrap();
         let seen = nft.observe(Family::Inet, owned::TABLE).unwrap().unwrap().ruleset;
         assert_eq!(seen, table::empty());
     }

@@ -13,9 +13,10 @@
 //! Many calls work on it at once, and none of them owns it. Nearly always all that an element needs is there, and
 //! adding it is one small transaction. Otherwise the table is read, what is missing is added to what was read, and
 //! the difference is committed only if nobody changed anything meanwhile (the generation of the ruleset); else once
-//! more. Chains of subnets are removed by whoever removes the last element that leads to them: the kernel refuses
-//! that while there is one.
+//! more. Chains of subnets to which nothing leads any more are removed where the table is read anyway (GC, DEL with
+//! ports of the node); should an ADD be faster, the kernel refuses.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::Duration;
@@ -288,6 +289,28 @@ pub fn remove(
         again(nft, &[Op::DeleteChain(chain.clone())])?;
     }
     Ok(())
+}
+
+/// The chains of subnets that nothing leads to when some elements are gone.
+pub fn unused_chains(table: &Ruleset, gone: &[(Map, IpVersion, Key)]) -> Vec<Name> {
+    let mut unused: BTreeSet<&Name> = table.chains.keys().filter(|name| is_of_subnet(name)).collect();
+    for (map, version) in
+        [Map::Masquerade, Map::Hairpin].into_iter().flat_map(|map| VERSIONS.map(|v| (map, v)))
+    {
+        let Some(set) = table.sets.get(&map.name(version)) else { continue };
+        for (key, value) in &set.elements {
+            if let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = value
+                && !gone.iter().any(|(m, v, k)| (*m, *v) == (map, version) && k == key)
+            {
+                unused.remove(chain);
+            }
+        }
+    }
+    unused.into_iter().cloned().collect()
+}
+
+fn is_of_subnet(name: &str) -> bool {
+    name.starts_with("masquerade_") || name.starts_with("hairpin_")
 }
 
 fn again(nft: &mut impl Nftables, ops: &[Op]) -> Result<(), CniError> {

@@ -99,18 +99,19 @@ fn serve(
 }
 
 fn bridge(call: &Call, value: &Value, version: Version) -> Result<String, CniError> {
-    let conf = NetConf::parse(value, call)?;
+    let nothing = |()| String::new();
     match call.verb {
         Verb::Add => {
+            let conf = NetConf::parse(value, call)?;
             let ipam = conf::ipam(value, version, call)?;
             let mut attachment = Attachment::new(conf, ipam, call)?;
             steps::run(&attach::STEPS, &mut attachment)?;
             attachment.into_outcome().to_json(version)
         }
-        Verb::Del => detach::run(&conf, value, call).map(|()| String::new()),
-        Verb::Check => check::run(&conf, value, call).map(|()| String::new()),
-        Verb::Gc => gc::run(&conf, value).map(|()| String::new()),
-        Verb::Status => status(&conf, value, call).map(|()| String::new()),
+        Verb::Del => detach::run(value, call).map(nothing),
+        Verb::Check => check::run(&NetConf::parse(value, call)?, value, call).map(nothing),
+        Verb::Gc => gc::run(value).map(nothing),
+        Verb::Status => status(&NetConf::parse(value, call)?, value, call).map(nothing),
         Verb::Version => Ok(supported_versions()),
     }
 }
@@ -138,7 +139,8 @@ fn reservations(value: &Value, network: &str, call: &Call) -> Result<(), CniErro
 }
 
 fn host_local(call: &Call, value: &Value, version: Version) -> Result<String, CniError> {
-    let conf = NetConf::parse(value, call)?;
+    // The rest of the configuration is another plugin's.
+    let name = conf::name(value);
     let owner = Owner::new(&call.container_id, &call.ifname);
     match call.verb {
         Verb::Add => {
@@ -146,7 +148,7 @@ fn host_local(call: &Call, value: &Value, version: Version) -> Result<String, Cn
             let ipam = conf::ipam(value, version, call)?.ok_or_else(missing)?;
             // Before anything is reserved: it may fail.
             let mut outcome = attach::outcome(&ipam, std::iter::empty())?;
-            let store = Store::open(&ipam.data_dir, &conf.name).map_err(io)?;
+            let store = Store::open(&ipam.data_dir, name).map_err(io)?;
             let given = allocate(&store, &ipam, &owner)?;
             let given = given.iter().map(|given| (given.address, given.gateway));
             outcome.ips = attach::outcome(&ipam, given)?.ips;
@@ -154,13 +156,13 @@ fn host_local(call: &Call, value: &Value, version: Version) -> Result<String, Cn
         }
         Verb::Del => {
             if let Some(folder) = conf::data_dir(value) {
-                Store::open(&folder, &conf.name).and_then(|store| store.release(&owner)).map_err(io)?;
+                Store::open(&folder, name).and_then(|store| store.release(&owner)).map_err(io)?;
             }
             Ok(String::new())
         }
-        Verb::Check => check::reservation(value, &conf.name, call).map(|()| String::new()),
-        Verb::Gc => gc::reservations(&conf, value).map(|()| String::new()),
-        Verb::Status => reservations(value, &conf.name, call).map(|()| String::new()),
+        Verb::Check => check::reservation(value, name, call).map(|()| String::new()),
+        Verb::Gc => gc::reservations(value).map(|()| String::new()),
+        Verb::Status => reservations(value, name, call).map(|()| String::new()),
         Verb::Version => Ok(supported_versions()),
     }
 }

@@ -116,7 +116,7 @@ fn recorded_calls_are_answered_as_the_reference_answered_them() {
     let all = exchanges("bridge-exchanges.jsonl");
     assert_eq!(all.len(), 491);
     let probe = Namespace::new("probe").unwrap();
-    let has_vlans = probe.ip("link add br type bridge vlan_filtering 1").is_ok();
+    let has_vlans = probe.ip("link add name br0 type bridge vlan_filtering 1").is_ok();
     let tests = tests(&all);
     let queue = Mutex::new(tests.iter());
     thread::scope(|scope| {
