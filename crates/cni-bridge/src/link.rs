@@ -393,7 +393,33 @@ pub fn new_address(link: LinkIndex, address: IpNet, conf: &NetConf) -> Address {
 /// When it does not, and cannot be told to.
 pub fn enable_forwarding(is_v4: bool) -> Result<(), CniError> {
     let name = if is_v4 { owned::SYSCTLS[0] } else { owned::SYSCTLS[1] };
+    if !is_v4 {
+        keep_router_advertisements();
+    }
     ensure_sysctl(name, "1").map_err(|error| CniError::other(format!("failed to enable forwarding: {error}")))
+}
+
+/// KERNEL: a machine that forwards IPv6 ignores router advertisements unless `accept_ra` is 2
+/// (Documentation/networking/ip-sysctl.rst); one whose default route comes by them would lose it.
+fn keep_router_advertisements() {
+    let sysctls = Sysctls::default();
+    let is =
+        |name: &Name, value: &str| matches!(sysctls.read(name), Ok(Some(found)) if found.trim() == value);
+    if !Name::of(owned::SYSCTLS[1].split('/')).is_some_and(|forwarding| is(&forwarding, "0")) {
+        return;
+    }
+    let devices = Name::of(["net", "ipv6", "conf"]).map(|folder| sysctls.list(&folder).unwrap_or_default());
+    // On the ports of bridges there is nobody to be heeded.
+    let others = |device: &String| {
+        !["all", "default"].contains(&device.as_str()) && !device.starts_with(owned::LINK_PREFIX)
+    };
+    for device in devices.unwrap_or_default().into_iter().filter(others) {
+        let Some(name) = Name::of(["net", "ipv6", "conf", &device, "accept_ra"]) else { continue };
+        if is(&name, "1") {
+            // Best effort: most nodes have no routes from there.
+            let _ = sysctls.ensure(&name, "2");
+        }
+    }
 }
 
 /// Waits until the host's end forwards packets, and gives it as it is then.

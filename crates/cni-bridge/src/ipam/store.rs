@@ -241,18 +241,24 @@ impl Store {
     /// # Errors
     /// When they cannot be read or removed.
     pub fn release_others(&self, keep: impl Fn(&Owner) -> bool) -> Result<BTreeSet<IpAddr>, StoreError> {
-        let mut gone = BTreeSet::new();
+        let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::from([BOOT.to_owned()]));
         for ip in self.reserved()? {
             // One without an owner was half written by somebody who is not there any more: we have the lock.
-            let owner = self.owner(ip)?;
-            if owner.as_ref().is_some_and(&keep) {
-                continue;
+            match self.owner(ip)?.filter(&keep) {
+                Some(owner) => {
+                    kept.insert(owner.digest());
+                }
+                None => {
+                    self.remove(ip)?;
+                    gone.insert(ip);
+                }
             }
-            self.remove(ip)?;
-            if let Some(owner) = owner {
-                remove_file(&self.index.join(owner.digest()))?;
+        }
+        // What calls that were killed had begun to write, too.
+        for entry in fs::read_dir(&self.index).map_err(failed("reading", &self.index))?.flatten() {
+            if !entry.file_name().to_str().is_some_and(|name| kept.contains(name)) {
+                remove_file(&entry.path())?;
             }
-            gone.insert(ip);
         }
         Ok(gone)
     }
@@ -410,8 +416,14 @@ mod tests {
         store.reserve(ip(2), &a).unwrap();
         store.reserve(ip(3), &b).unwrap();
         fs::write(folder.path().join("net/10.1.2.4"), "").unwrap();
+        // Killed before the reservation.
+        store.set_indexed(&Owner::new("c", "eth0"), &set(&[5])).unwrap();
         assert_eq!(store.release_others(|owner| *owner == a).unwrap(), set(&[3, 4]));
         assert_eq!(store.reserved().unwrap(), set(&[2]));
+        assert_eq!(store.addresses(&a).unwrap(), set(&[2]));
+        let index: Vec<_> =
+            fs::read_dir(&store.index).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(index.len(), 2, "{index:?}");
     }
 
     #[test]

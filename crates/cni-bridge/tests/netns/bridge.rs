@@ -46,6 +46,21 @@ fn a_container_gets_its_interface_addresses_and_routes() {
 }
 
 #[test]
+fn a_node_that_begins_to_forward_keeps_its_default_route_by_advertisements() {
+    let lab = Lab::new();
+    lab.node
+        .ip("link add name up0 type veth peer name up1\nlink add name down0 type veth peer name down1")
+        .unwrap();
+    lab.node.sysctl("net/ipv6/conf/down0/accept_ra", "0").unwrap();
+    let _pod = lab.pod("a", &lab.conf(json!({})));
+    let read = |device: &str| {
+        let path = format!("/proc/sys/net/ipv6/conf/{device}/accept_ra");
+        lab.node.run(|| std::fs::read_to_string(path).unwrap().trim().to_owned()).unwrap()
+    };
+    assert_eq!(["up0", "down0", "br0"].map(read), ["2", "0", "0"]);
+}
+
+#[test]
 fn the_bridge_keeps_its_address_when_ports_come_and_go() {
     let lab = Lab::new();
     let conf = lab.conf(json!({"isDefaultGateway": false, "ipam": {}}));

@@ -29,7 +29,7 @@ fn start(lab: &Lab, pod: &Namespace, conf: &Value) -> Child {
 }
 
 #[test]
-fn an_add_that_is_killed_at_any_time_leaves_nothing_that_del_does_not_find() {
+fn an_add_that_is_killed_at_any_time_leaves_nothing_that_del_or_gc_does_not_find() {
     let lab = Lab::new();
     let conf = lab.conf(json!({
         "ipMasq": true, "hairpinMode": true, "capabilities": {"portMappings": true},
@@ -46,9 +46,15 @@ fn an_add_that_is_killed_at_any_time_leaves_nothing_that_del_does_not_find() {
         child.kill().unwrap();
         unfinished += u32::from(!child.wait().unwrap().success());
         let what = format!("killed after {:?}", whole * time / TIMES);
-        // Half of them after the namespace is gone for the runtime.
         let netns = pod.path();
-        lab.call("DEL", "a", if time % 2 == 0 { netns.to_str().unwrap() } else { "" }, &conf).success();
+        match time % 3 {
+            0 => lab.call("DEL", "a", netns.to_str().unwrap(), &conf),
+            // The namespace is gone for the runtime.
+            1 => lab.call("DEL", "a", "", &conf),
+            // It forgets the container, and asks for GC at some time.
+            _ => lab.call("GC", "", "", &lab.conf(json!({"cni.dev/valid-attachments": []}))),
+        }
+        .success();
         lab.assert_nothing_left(&what);
         assert!(links(&pod).is_empty(), "{what}");
     }

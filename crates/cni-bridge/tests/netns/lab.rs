@@ -91,7 +91,7 @@ impl Lab {
         assert_eq!(self.reserved(), Vec::<String>::new(), "{when}");
         assert_eq!(self.index(), Vec::<String>::new(), "{when}");
         let rules = self.rules();
-        for word in ["elements", "hairpin_", "goto"] {
+        for word in ["elements", "hairpin_", "goto", "jump hairpin"] {
             assert!(!rules.contains(word), "{when}: {rules}");
         }
     }
