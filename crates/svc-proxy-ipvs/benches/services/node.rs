@@ -29,7 +29,7 @@ pub(crate) fn has_ipvs() -> bool {
 pub(crate) fn node() -> Result<Namespace> {
     let node = Namespace::new("node")?;
     node.ip(&format!(
-        "link add eth0 type dummy\nlink set eth0 up\naddress add {NODE_ADDRESS}/24 dev eth0\n"
+        "link set lo up\nlink add eth0 type dummy\nlink set eth0 up\naddress add {NODE_ADDRESS}/24 dev eth0\n"
     ))?;
     // The sysctls of IPVS exist from its first socket on.
     node.run(|| ipvs::Socket::open().map(drop))?.context("a kernel with IPVS")?;
