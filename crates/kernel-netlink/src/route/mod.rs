@@ -16,6 +16,7 @@ mod fuzz;
 mod link;
 mod model;
 mod monitor;
+mod port;
 mod socket;
 mod uapi;
 mod wire;

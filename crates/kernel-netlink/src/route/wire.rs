@@ -10,6 +10,7 @@ use nix::libc;
 use super::command::Command;
 use super::entry::*;
 use super::link::*;
+use super::port;
 use super::uapi::*;
 use crate::attribute::{Attribute, Message, Value, attributes, find, u8_of, u16_of, u32_of};
 use crate::family::Family;
@@ -27,10 +28,10 @@ pub(super) fn command(command: &Command) -> (Message, u16) {
     match command {
         Command::AddLink(link) => (new_link(link), new),
         Command::SetLink(index, change) => (set_link(*index, change), 0),
-        Command::SetPort(index, change) => (set_port(*index, *change), 0),
-        Command::AddVlans(vlans) => (port_vlans(RTM_SETLINK, *vlans), 0),
-        Command::DeleteVlans(vlans) => (port_vlans(RTM_DELLINK, *vlans), 0),
-        Command::AddForwarding(entry) => (forwarding(*entry), new),
+        Command::SetPort(index, change) => (port::set_port(*index, *change), 0),
+        Command::AddVlans(vlans) => (port::port_vlans(RTM_SETLINK, *vlans), 0),
+        Command::DeleteVlans(vlans) => (port::port_vlans(RTM_DELLINK, *vlans), 0),
+        Command::AddForwarding(entry) => (port::forwarding(*entry), new),
         Command::DeleteLink(index) => (message(RTM_DELLINK, ifinfomsg(*index, 0, 0), Vec::new()), 0),
         Command::AddAddress(entry) => (address(RTM_NEWADDR, entry), new),
         Command::DeleteAddress(entry) => (address(RTM_DELADDR, entry), 0),
@@ -76,7 +77,7 @@ pub(super) fn get_rules(family: Family) -> Message {
     message(RTM_GETRULE, header, Vec::new())
 }
 
-fn message(kind: u16, header: Vec<u8>, attributes: Vec<Attribute>) -> Message {
+pub(super) fn message(kind: u16, header: Vec<u8>, attributes: Vec<Attribute>) -> Message {
     Message { kind, header, attributes }
 }
 
@@ -92,7 +93,7 @@ fn family_of(number: u8) -> Option<Family> {
     [Family::Ipv4, Family::Ipv6].into_iter().find(|family| family_number(*family) == number)
 }
 
-fn ifinfomsg(index: LinkIndex, flags: u32, change: u32) -> Vec<u8> {
+pub(super) fn ifinfomsg(index: LinkIndex, flags: u32, change: u32) -> Vec<u8> {
     let mut header = vec![0; 4];
     header.extend_from_slice(&index.0.to_ne_bytes());
     header.extend_from_slice(&flags.to_ne_bytes());
@@ -215,51 +216,6 @@ fn set_link(index: LinkIndex, change: &LinkChange) -> Message {
     );
     attributes.extend(target.as_ref().map(namespace));
     message(RTM_SETLINK, ifinfomsg(index, flags, mask), attributes)
-}
-
-/// KERNEL: what a master knows of its ports is changed by `RTM_NEWLINK` only.
-fn set_port(index: LinkIndex, change: PortChange) -> Message {
-    let PortChange { hairpin, isolated, locked } = change;
-    let flags = [(IFLA_BRPORT_MODE, hairpin), (IFLA_BRPORT_ISOLATED, isolated), (IFLA_BRPORT_LOCKED, locked)];
-    let data = flags
-        .into_iter()
-        .filter_map(|(kind, value)| value.map(|value| Attribute::new(kind, Value::U8(value.into()))));
-    let info = vec![
-        Attribute::new(IFLA_INFO_SLAVE_KIND, Value::Text("bridge".to_owned())),
-        Attribute::new(IFLA_INFO_SLAVE_DATA, Value::Nested(data.collect())),
-    ];
-    let info = Attribute::new(IFLA_LINKINFO, Value::Nested(info));
-    message(RTM_NEWLINK, ifinfomsg(index, 0, 0), vec![info])
-}
-
-/// `struct bridge_vlan_info`, once for one VLAN, twice for a range.
-fn port_vlans(kind: u16, vlans: PortVlans) -> Message {
-    let PortVlans { port, first, last, access } = vlans;
-    let flags = if access { BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED } else { 0 };
-    let info = |flags: u16, vlan: u16| {
-        let bytes = [flags.to_ne_bytes(), vlan.to_ne_bytes()].concat();
-        Attribute::new(IFLA_BRIDGE_VLAN_INFO, Value::Bytes(bytes))
-    };
-    let infos = if first == last {
-        vec![info(flags, first)]
-    } else {
-        vec![
-            info(flags | BRIDGE_VLAN_INFO_RANGE_BEGIN, first),
-            info(flags | BRIDGE_VLAN_INFO_RANGE_END, last),
-        ]
-    };
-    let mut header = ifinfomsg(port, 0, 0);
-    header[0] = libc::AF_BRIDGE as u8;
-    message(kind, header, vec![Attribute::new(IFLA_AF_SPEC, Value::Nested(infos))])
-}
-
-/// `struct ndmsg`: an entry of the table of the port's bridge (`NTF_MASTER`) that was not learnt (`NUD_NOARP`).
-fn forwarding(entry: Forwarding) -> Message {
-    let mut header = vec![libc::AF_BRIDGE as u8, 0, 0, 0];
-    header.extend_from_slice(&entry.port.0.to_ne_bytes());
-    header.extend_from_slice(&NUD_NOARP.to_ne_bytes());
-    header.extend_from_slice(&[NTF_MASTER, 0]);
-    message(RTM_NEWNEIGH, header, vec![Attribute::new(NDA_LLADDR, Value::Bytes(entry.mac.0.to_vec()))])
 }
 
 fn address(kind: u16, entry: &Address) -> Message {
