@@ -45,6 +45,8 @@ static FIELDS: Keep = Fields(&[
             ("namespace", All),
             ("resourceVersion", All),
             ("creationTimestamp", All),
+            // Node
+            ("deletionTimestamp", All),
             ("uid", All),
             ("labels", All),
             ("annotations", Fields(&[("net.beta.kubernetes.io/network-policy", All), (ANNOTATIONS, All)])),
@@ -85,6 +87,7 @@ static FIELDS: Keep = Fields(&[
             // Node
             ("podCIDR", All),
             ("podCIDRs", All),
+            ("taints", Fields(&[("key", All)])),
         ]),
     ),
     (
