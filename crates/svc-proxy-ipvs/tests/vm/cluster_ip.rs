@@ -21,7 +21,10 @@ fn a_cluster_ip_is_served_to_pods_nodes_and_the_outside_by_every_protocol() {
         tries.push(from("outside", web, 80, served(&[("p1", Itself), ("p2", Itself), ("q1", As("n1"))])));
     }
     lab.check("cluster IP", &tries);
-    assert!(n1.metric("svc_proxy_ipvs_service_connections_total", "service_vip=\"10.96.0.10\"") >= 9);
+    // KERNEL: counted up every two seconds.
+    n1.until("connections are counted", || {
+        n1.metric("svc_proxy_ipvs_service_connections_total", "service_vip=\"10.96.0.10\"") >= 9
+    });
     // What packets cannot show: why they pass.
     for (name, value) in [("conntrack", "1"), ("expire_nodest_conn", "1"), ("expire_quiescent_template", "1")]
     {
