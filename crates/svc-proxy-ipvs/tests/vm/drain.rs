@@ -85,7 +85,10 @@ fn no_connection_fails_while_endpoints_come_and_go() {
     for endpoints in [&["p1"][..], &["p1", "q1"], &["p2", "q1"], &["p2"], &["p1", "p2", "q1"]] {
         lab.set_endpoints(lab.endpoints(endpoints));
         lab.apply(&[&n1]);
-        assert!(hammer.wait_for(20, PATIENCE));
+        if !hammer.wait_for(20, PATIENCE) {
+            let connections = n1.output(&["ipvsadm", "-Lnc"]);
+            panic!("with {endpoints:?}: {:?}\n{connections}", hammer.stop());
+        }
     }
     let report = hammer.stop().unwrap();
     assert_eq!((report.wrong_refusals, report.unjudged), (0, 0), "{report:?}");
