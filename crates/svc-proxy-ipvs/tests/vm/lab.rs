@@ -146,12 +146,12 @@ impl Lab {
     pub(crate) fn apply(&mut self, proxies: &[&Proxy]) {
         self.marker += 1;
         self.write();
-        let wanted = format!("{:08X}:{:04X}", MARKER.to_bits(), self.marker);
-        let address = format!("{:08X}:", MARKER.to_bits());
+        let (wanted, any) = (format!("-A -t {MARKER}:{} ", self.marker), format!("-A -t {MARKER}:"));
         for proxy in proxies {
             proxy.until("the objects are in force", || {
-                let text = proxy.proc_net("ip_vs");
-                text.contains(&wanted) && text.matches(&address).count() == 1
+                // Not /proc/net/ip_vs: where other namespaces have services too, it leaves some out.
+                let text = proxy.ipvs();
+                text.contains(&wanted) && text.matches(&any).count() == 1
             });
         }
     }
@@ -303,13 +303,6 @@ impl Proxy {
         let (status, body) = self.get("/state").expect("state");
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).expect("JSON")
-    }
-
-    /// A file below `/proc/net` of the node.
-    pub(crate) fn proc_net(&self, name: &str) -> String {
-        let path = format!("/proc/thread-self/net/{name}");
-        // It is not there before its module is.
-        self.namespace.run(|| fs::read_to_string(path).unwrap_or_default()).expect("the node's namespace")
     }
 
     /// What a program of the node prints; fails if it fails.
