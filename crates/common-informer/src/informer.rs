@@ -26,6 +26,18 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// The directory of manifests if there is one, else the API server.
+    pub fn chosen(manifests: Option<&Path>, kubeconfig: Option<&Path>, master: Option<&str>) -> Self {
+        match manifests {
+            Some(directory) => Self::Manifests(directory.to_owned()),
+            None => {
+                Self::Api { kubeconfig: kubeconfig.map(Path::to_owned), master: master.map(str::to_owned) }
+            }
+        }
+    }
+}
+
 /// What of the watched kinds is wanted, where there is a choice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {

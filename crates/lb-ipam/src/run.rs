@@ -1,7 +1,6 @@
 //! The commands: what is connected to what in each of them.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -152,10 +151,7 @@ fn watch(common: &CommonArgs, plan: &PlanConfig) -> Watch {
 }
 
 fn source(common: &CommonArgs) -> Source {
-    match &common.manifests {
-        Some(folder) => Source::Manifests(folder.clone()),
-        None => Source::Api { kubeconfig: common.kubeconfig.clone(), master: common.master.clone() },
-    }
+    Source::chosen(common.manifests.as_deref(), common.kubeconfig.as_deref(), common.master.as_deref())
 }
 
 /// Prints who would have which address. Needs no Lease, and writes nothing.
@@ -168,11 +164,7 @@ async fn plan(common: &CommonArgs, config: PlanConfig) -> anyhow::Result<()> {
         batch.changes.into_iter().for_each(|change| world.apply(change, &mut touched));
     }
     let text = render(&world, &Planner::desired(&world, config));
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough: `plan | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing to the standard output"),
-    }
+    node_runtime::print(&text).context("writing to the standard output")
 }
 
 /// One line for each Service of ours, and one below it for each of its problems.

@@ -24,6 +24,7 @@ pub mod http;
 pub mod kube_router_flag;
 pub mod log;
 pub mod metrics;
+mod output;
 mod process;
 mod schedule;
 pub mod shutdown;
@@ -35,6 +36,7 @@ pub use controller_loop::{
 pub use daemon::{Daemon, DaemonError};
 pub use health::Health;
 pub use metrics::Registry;
+pub use output::print;
 
 /// What a binary is; declared once, as a constant, by each of them.
 #[derive(Debug, Clone, Copy)]

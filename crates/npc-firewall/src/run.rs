@@ -1,6 +1,6 @@
 //! The commands: what is connected to what in each of them.
 
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -130,11 +130,7 @@ async fn difference(common: &CommonArgs, config: Config) -> anyhow::Result<()> {
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough: `plan | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing to the standard output"),
-    }
+    node_runtime::print(text).context("writing to the standard output")
 }
 
 /// All objects that there are now.
@@ -143,10 +139,7 @@ async fn everything(common: &CommonArgs) -> Result<Vec<Batch>, CollectError> {
 }
 
 fn source(common: &CommonArgs) -> Source {
-    match &common.manifests {
-        Some(folder) => Source::Manifests(folder.clone()),
-        None => Source::Api { kubeconfig: common.kubeconfig.clone(), master: common.master.clone() },
-    }
+    Source::chosen(common.manifests.as_deref(), common.kubeconfig.as_deref(), common.master.as_deref())
 }
 
 /// Tells the loop of changes of the table by others, for as long as the process lives.

@@ -21,6 +21,7 @@
 //! - [`hammer`]: connections without pause, to find the one that should not have been.
 //! - [`api_server`], [`cost`]: for benchmarks, what feeds a program and what its work costs.
 //! - [`interpreter`]: what an nftables ruleset makes of a packet, without a kernel.
+//! - [`house`]: rules of the project that a compiler does not check.
 //! - `server`, `conn`, `sctp`: both ends of the wire; `batch`: what `ip` is told.
 //!
 //! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules. On an emulated machine
@@ -33,6 +34,7 @@ mod conn;
 pub mod cost;
 pub mod flow;
 pub mod hammer;
+pub mod house;
 pub mod interpreter;
 pub mod matrix;
 pub mod namespace;
