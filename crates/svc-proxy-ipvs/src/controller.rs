@@ -216,13 +216,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         if let Err(error) = self.look_at_paths(observe, &mut update.table) {
             failures.note(error);
         }
-        let record = match self.keep_table(std::mem::take(&mut update.table), observe, report) {
-            Ok(record) => record,
-            Err(error) => {
-                failures.note(error);
-                BTreeSet::new()
-            }
-        };
+        let kept = self.keep_table(std::mem::take(&mut update.table), observe, report);
+        let is_guarded = kept.is_ok();
+        let record = kept.unwrap_or_else(|error| {
+            failures.note(error);
+            BTreeSet::new()
+        });
         let (new, gone) = if observe {
             self.vips.observe()?;
             // Nobody tells of changes of IPVS, so it is not what woke us.
@@ -239,7 +238,8 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         self.set_up_pods(cause, now, report);
         let removals = self.commit_services(now, report, &mut failures);
         let refused: Vec<_> = self.vips.refused().keys().copied().collect();
-        let new = new.into_iter().chain(refused).filter(|ip| self.planner.wants_vip(*ip));
+        // Endpoints of what is served already are kept right, but no port of the node is opened on a new address.
+        let new = new.into_iter().chain(refused).filter(|ip| is_guarded && self.planner.wants_vip(*ip));
         match self.vips.add(new.collect::<BTreeSet<_>>(), self.planner.addresses()) {
             Ok(count) => report.add("add_route", count),
             Err(error) => failures.note(error),
@@ -288,11 +288,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             self.adopt_table(found.observed.as_ref());
             let ops = found.steps_to(self.planner.ruleset());
             if was_in_step && attempt == 1 && !ops.is_empty() {
-                self.repairs += 1;
-                tracing::warn!(
-                    steps = ops.len(),
-                    "the nftables table was touched by somebody else; mending it"
-                );
+                self.note_repair(ops.len());
             }
             match self.table.commit(&ops, found.observed.map(|observed| observed.generation)) {
                 Ok(()) => {
@@ -305,6 +301,14 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             }
         }
         Err(Error::Unstable)
+    }
+
+    fn note_repair(&mut self, steps: usize) {
+        self.repairs += 1;
+        if let Some((metrics, _)) = &self.rest.metrics {
+            metrics.repairs.inc();
+        }
+        tracing::warn!(steps, "the nftables table was touched by somebody else; mending it");
     }
 
     fn adopt_table(&mut self, observed: Option<&kernel_nft::Observed>) {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use kernel_netlink::ipvs::{ServiceKey, ServiceState};
 use kernel_nft::Name;
 use node_runtime::metrics::{Error, Registry};
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::plan::Planner;
 
@@ -22,6 +22,8 @@ pub struct Metrics {
     pub destinations: IntGaugeVec,
     /// Virtual addresses in the kernel.
     pub addresses: IntGauge,
+    /// Changes of the table by others that were undone.
+    pub repairs: IntCounter,
     refused: IntCounterVec,
     hidden: IntGauge,
     connections: IntCounterVec,
@@ -41,6 +43,7 @@ impl Metrics {
         let virtual_services = gauge("virtual_services", "Virtual services in IPVS: addresses and ports.");
         let destinations = gauge("destinations", "Destinations of all virtual services, by state.");
         let addresses = gauge("virtual_addresses", "Virtual addresses of this node.");
+        let repairs = gauge("table_repairs_total", "Times that a change of the table by others was undone.");
         let refused =
             gauge("refused_packets_total", "Packets to virtual addresses that were not let through.");
         let hidden = gauge("services_not_shown", "Virtual services left out of the statistics: the idlest.");
@@ -51,6 +54,7 @@ impl Metrics {
             virtual_services: registry.register(IntGauge::with_opts(virtual_services)?)?,
             destinations: registry.register(IntGaugeVec::new(destinations, &["state"])?)?,
             addresses: registry.register(IntGauge::with_opts(addresses)?)?,
+            repairs: registry.register(IntCounter::with_opts(repairs)?)?,
             refused: registry.register(IntCounterVec::new(refused, &["reason"])?)?,
             hidden: registry.register(IntGauge::with_opts(hidden)?)?,
             connections: registry.register(IntCounterVec::new(connections, &LABELS)?)?,

@@ -610,6 +610,20 @@ fn a_table_that_cannot_be_read_fails_the_sync_and_the_next_one_mends() {
 }
 
 #[test]
+fn without_its_table_no_address_is_added_and_endpoints_are_still_kept_right() {
+    let mut rig = Rig::started();
+    rig.kernel.nft.refuse(|_| true, nix::libc::ENOMEM, None);
+    let more =
+        service("shop", "new", "10.96.0.12", "TCP") + &slice("shop", "db", "TCP", &[("10.244.2.32", ' ')]);
+    rig.sync(Cause::Change, changes(&more)).unwrap_err();
+    assert_eq!(rig.kernel.vips(), ["10.96.0.10", "10.96.0.11"]);
+    assert!(rig.kernel.services()[1].contains("10.244.2.32:8080*1"), "{:?}", rig.kernel.services());
+    rig.kernel.nft.refuse_nothing();
+    rig.sync(Cause::Retry, Vec::new()).unwrap();
+    assert_eq!(rig.kernel.vips(), ["10.96.0.10", "10.96.0.11", "10.96.0.12"]);
+}
+
+#[test]
 fn a_second_proxy_beside_a_living_one_is_told_so() {
     let rig = Rig::started();
     let mut kernel = rig.kernel.clone();

@@ -1,4 +1,4 @@
-//! Which addresses a Service may have served here: the operator's ranges.
+//! Which addresses a Service may have served here: those of its families, in the operator's ranges.
 //!
 //! K8S: anybody who may write a Service can name any external address (CVE-2020-8554). kube-router's
 //! `--strict-external-ip-validation` (on by default) takes only those in the ranges that the operator gave, and
@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use common_informer::endpoints::{Frontend, Origin};
+use common_informer::object::{Family, FullService};
 use ipnet::IpNet;
 
 /// The operator's ranges.
@@ -29,9 +30,18 @@ fn within(ranges: &[IpNet], ip: IpAddr) -> bool {
 }
 
 impl Admission {
-    /// Why the frontend is not served; `None` if it is.
-    pub fn objection(&self, frontend: Frontend, origin: Origin) -> Option<&'static str> {
+    /// Why a frontend of the Service is not served; `None` if it is.
+    pub fn objection(
+        &self,
+        service: &FullService,
+        frontend: Frontend,
+        origin: Origin,
+    ) -> Option<&'static str> {
         let Frontend::Address(ip, ..) = frontend else { return None };
+        // K8S: kube-proxy passes a Service over in a family that it has no cluster IP of.
+        if !service.settings.families.contains(&Family::of(ip)) {
+            return Some("the Service is not of the address's family, see spec.ipFamilies");
+        }
         if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
             return Some("no virtual address can be unspecified, loopback or multicast");
         }

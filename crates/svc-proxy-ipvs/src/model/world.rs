@@ -91,7 +91,10 @@ impl World {
     fn set_service(&mut self, key: &ObjectKey, service: Option<Arc<FullService>>, touched: &mut Touched) {
         let service = service.filter(|service| passed_over(service, &self.proxy).is_none());
         let admission = &self.admission;
-        let wanted = |frontend, origin| admission.objection(frontend, origin).is_none();
+        let claimant = service.clone();
+        let wanted = |frontend, origin| {
+            claimant.as_ref().is_some_and(|service| admission.objection(service, frontend, origin).is_none())
+        };
         self.services.set(key, service, wanted, &mut touched.services);
         touched.services.insert(key.clone());
     }

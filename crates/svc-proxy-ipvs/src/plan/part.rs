@@ -221,7 +221,10 @@ impl Writer<'_> {
         let given = matches!(origin, Origin::ClusterIp | Origin::NodePort);
         let hides_node_port = matches!(frontend, Frontend::Address(ip, _, port)
             if !given && self.addresses.own.contains(&ip) && self.node_port_range.contains(&port));
-        self.world.admission().objection(frontend, origin).or(hides_node_port.then_some(NODE_PORT))
+        self.world
+            .admission()
+            .objection(self.service, frontend, origin)
+            .or(hides_node_port.then_some(NODE_PORT))
     }
 
     /// Whether a frontend is served, and for this Service.

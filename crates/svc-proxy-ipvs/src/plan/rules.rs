@@ -290,7 +290,7 @@ pub fn fronts(ruleset: &Ruleset) -> impl Iterator<Item = Front> {
         .into_iter()
         .filter_map(|family| ruleset.sets.get(&of("gate", family)))
         .flat_map(|set| set.elements.keys())
-        .filter_map(front)
+        .filter_map(|key| front(&key))
 }
 
 /// A front from its key: address, protocol and port, each padded to four bytes.

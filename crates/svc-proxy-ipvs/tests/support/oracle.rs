@@ -119,7 +119,7 @@ impl<'a> Oracle<'a> {
         let skips = settings.flag("service.skiplbips") == Ok(Some(true));
         for port in &service.ports {
             let mut claim = |ip, number, kind| {
-                if self.admits(kind, ip, number) {
+                if settings.families.contains(&Family::of(ip)) && self.admits(kind, ip, number) {
                     claims.push((ip, number, Claim { service, port, kind }));
                 }
             };
@@ -129,10 +129,7 @@ impl<'a> Oracle<'a> {
             }
             settings.external_ips.iter().for_each(|ip| claim(*ip, port.port, Kind::External));
             if let Some(number) = port.node_port {
-                let addresses = self.addresses.node_ports.iter();
-                for ip in addresses.filter(|ip| settings.families.contains(&Family::of(**ip))) {
-                    claim(*ip, number, Kind::NodePort);
-                }
+                self.addresses.node_ports.iter().for_each(|ip| claim(*ip, number, Kind::NodePort));
             }
         }
         claims

@@ -141,7 +141,6 @@ fn service() -> impl Strategy<Value = Value> {
                 2 => (vec![four.clone(), six.clone()], vec!["IPv4", "IPv6"]),
                 _ => (vec![six.clone(), four.clone()], vec!["IPv6", "IPv4"]),
             };
-            let is_of = |ip: &&&str| families.contains(&if ip.contains(':') { "IPv6" } else { "IPv4" });
             let (external, balancer) = addresses;
             let (etp, itp, ranges, affinity) = policies;
             let (headless_label, other_proxy, annotation, headless) = oddities;
@@ -161,7 +160,7 @@ fn service() -> impl Strategy<Value = Value> {
                 "spec": {
                     "type": kind, "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families,
                     "ports": ports.iter().enumerate().map(port).collect::<Vec<_>>(),
-                    "externalIPs": external.iter().filter(is_of).collect::<Vec<_>>(),
+                    "externalIPs": external,
                 },
             });
             if let Some((name, word)) = annotation {
@@ -185,7 +184,7 @@ fn service() -> impl Strategy<Value = Value> {
                 spec["sessionAffinity"] = affinity;
             }
             if kind == "LoadBalancer" {
-                let ingress = balancer.iter().filter(is_of).map(|ip| {
+                let ingress = balancer.iter().map(|ip| {
                     let mode = if ip.ends_with(".8") { "Proxy" } else { "VIP" };
                     json!({"ip": ip, "ipMode": mode})
                 });

@@ -132,7 +132,7 @@ pub fn marks(ruleset: &Ruleset) -> impl Iterator<Item = (Front, u32)> {
         .flat_map(|set| &set.elements)
         .filter_map(|(key, value)| {
             let Value::Data(data) = value else { return None };
-            Some((front(key)?, u32::from_ne_bytes(data.as_bytes().try_into().ok()?)))
+            Some((front(&key)?, u32::from_ne_bytes(data.as_bytes().try_into().ok()?)))
         })
 }
 
