@@ -1,6 +1,6 @@
 //! What the person sees; at most 100 columns.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +9,13 @@ use test_netns::{Cluster, Family, Matrix, Outcome, Protocol};
 
 use crate::firewall::{Firewall, HEALTH_PORT};
 use crate::scenario::{PORTS, STEPS, Step};
+
+/// Prints a line. That its reader has seen enough (`demo | head`) is no reason to leave the cluster behind.
+macro_rules! say {
+    ($($words:tt)*) => {
+        writeln!(std::io::stdout(), $($words)*).unwrap_or_default()
+    };
+}
 
 /// Standard output, and how to write to it.
 pub(crate) struct Screen {
@@ -34,10 +41,10 @@ impl Screen {
     }
 
     pub(crate) fn opening(&self, cluster: &Cluster, manifests: &Path, binary: &Path) -> Result<()> {
-        println!("{}", self.bold("npc-firewall: NetworkPolicy on real packets"));
-        println!("Two nodes, each a network namespace, with a firewall that reads the same manifests:");
-        println!("  program    {}", binary.display());
-        println!("  manifests  {}", manifests.display());
+        say!("{}", self.bold("npc-firewall: NetworkPolicy on real packets"));
+        say!("Two nodes, each a network namespace, with a firewall that reads the same manifests:");
+        say!("  program    {}", binary.display());
+        say!("  manifests  {}", manifests.display());
         for node in cluster.nodes() {
             let mut pods = Vec::new();
             for pod in cluster.pods() {
@@ -46,10 +53,10 @@ impl Screen {
                     pods.push(format!("{pod} {}", cluster.address(pod, Family::V4)?));
                 }
             }
-            println!("  {node}         {}", pods.join(", "));
+            say!("  {node}         {}", pods.join(", "));
         }
-        println!("  outside    14.215.0.10 and 203.0.113.9, one host beyond the nodes");
-        println!("Tables: rows try to reach columns. Every pod has IPv4 and IPv6; IPv4 is shown.");
+        say!("  outside    14.215.0.10 and 203.0.113.9, one host beyond the nodes");
+        say!("Tables: rows try to reach columns. Every pod has IPv4 and IPv6; IPv4 is shown.");
         let legend = [
             ('.', "connects"),
             ('X', "refused"),
@@ -59,15 +66,15 @@ impl Screen {
         ];
         let legend: Vec<String> =
             legend.iter().map(|(symbol, meaning)| format!("{} {meaning}", self.symbol(*symbol))).collect();
-        println!("  {}", legend.join("   "));
+        say!("  {}", legend.join("   "));
         Ok(())
     }
 
     pub(crate) fn step(&self, number: usize, step: &Step) {
-        println!("\n{}", self.bold(&format!("{} of {}. {}", number + 1, STEPS.len(), step.title)));
+        say!("\n{}", self.bold(&format!("{} of {}. {}", number + 1, STEPS.len(), step.title)));
         let spec = step.policy.and_then(|policy| policy.split_once("spec:\n"));
         for line in spec.map(|(_, spec)| spec).unwrap_or_default().lines() {
-            println!("  {}", self.dim(line));
+            say!("  {}", self.dim(line));
         }
     }
 
@@ -78,17 +85,17 @@ impl Screen {
         let cells = now.iter().flat_map(|matrix| &matrix.cells).flatten().flatten().count();
         let names: Vec<String> = PORTS.iter().map(|port| name(*port)).collect();
         let (opened, closed) = changes(now, before);
-        println!("{} as the policy says: {cells} cells of {}, and IPv6", self.good("ok:"), names.join(", "));
+        say!("{} as the policy says: {cells} cells of {}, and IPv6", self.good("ok:"), names.join(", "));
         if before.is_empty() {
             return;
         }
         let took = took.as_secs_f64();
-        println!("    so {took:.2} s after the file changed; {closed} cells closed, {opened} opened");
+        say!("    so {took:.2} s after the file changed; {closed} cells closed, {opened} opened");
     }
 
     /// For `KEEP=1`: something has changed.
     pub(crate) fn change(&self, now: &[Matrix], before: &[Matrix]) {
-        println!("\n{}", self.bold("Changed:"));
+        say!("\n{}", self.bold("Changed:"));
         for matrix in now {
             let old = before.iter().find(|old| (old.protocol, old.port) == (matrix.protocol, matrix.port));
             if old.is_none_or(|old| old.rows() != matrix.rows()) {
@@ -99,8 +106,8 @@ impl Screen {
 
     fn matrix(&self, matrix: &Matrix, before: &[Matrix]) {
         let old = before.iter().find(|old| (old.protocol, old.port) == (matrix.protocol, matrix.port));
-        println!("{}", self.bold(&name((matrix.protocol, matrix.port))));
-        print!("{}", matrix.render(old, self.colour));
+        say!("{}", self.bold(&name((matrix.protocol, matrix.port))));
+        say!("{}", matrix.render(old, self.colour).trim_end());
     }
 
     pub(crate) fn log(&self, firewall: &Firewall) {
@@ -108,35 +115,35 @@ impl Screen {
     }
 
     pub(crate) fn closing(&self, took: Duration, keep: bool) {
-        println!(
+        say!(
             "\n{}",
             self.good(&format!("Every step was as its policy says; {:.0} s.", took.as_secs_f64()))
         );
         if !keep {
-            println!("Next:");
-            println!("  make demo KEEP=1   the same, and leaves it up: edit the policies and watch");
-            println!("  make test          what proves it: golden rulesets, properties, packets");
-            println!("  make help          everything else; README.md: how to run it on a cluster");
+            say!("Next:");
+            say!("  make demo KEEP=1   the same, and leaves it up: edit the policies and watch");
+            say!("  make test          what proves it: golden rulesets, properties, packets");
+            say!("  make help          everything else; README.md: how to run it on a cluster");
         }
     }
 
     /// For `KEEP=1`: how to look around.
     pub(crate) fn hints(&self, cluster: &Cluster, manifests: &Path) -> Result<()> {
-        println!("\n{}", self.bold("Left up. Try, in another terminal:"));
-        println!("  ls {0}; $EDITOR {0}/policy.yaml", manifests.display());
-        println!("      the firewalls follow, and the tables that change appear here");
+        say!("\n{}", self.bold("Left up. Try, in another terminal:"));
+        say!("  ls {0}; $EDITOR {0}/policy.yaml", manifests.display());
+        say!("      the firewalls follow, and the tables that change appear here");
         let shell = |name: &str| -> Result<String> {
             Ok(format!("nsenter --net={}", cluster.namespace(name)?.path().display()))
         };
-        println!("  {} nft list table inet npc_firewall", shell("n1")?);
-        println!("  {} curl -s localhost:{HEALTH_PORT}/state", shell("n1")?);
-        println!("Inside a pod (the servers say who they are, and whom they see):");
+        say!("  {} nft list table inet npc_firewall", shell("n1")?);
+        say!("  {} curl -s localhost:{HEALTH_PORT}/state", shell("n1")?);
+        say!("Inside a pod (the servers say who they are, and whom they see):");
         let to = cluster.address("nsa/api", Family::V4)?;
-        println!("  {} bash -c 'head -1 </dev/tcp/{to}/80'", shell("nsb/shop")?);
+        say!("  {} bash -c 'head -1 </dev/tcp/{to}/80'", shell("nsb/shop")?);
         for name in cluster.pods().iter().map(String::as_str).chain(cluster.nodes()).chain(["outside"]) {
-            println!("  {name:<10} {}", shell(name)?);
+            say!("  {name:<10} {}", shell(name)?);
         }
-        println!("Ctrl-C ends it; nothing stays.");
+        say!("Ctrl-C ends it; nothing stays.");
         Ok(())
     }
 

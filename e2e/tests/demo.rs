@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -102,6 +103,9 @@ fn kept_up_it_shows_what_an_edit_changes_and_goes_at_a_signal() {
     // nsc/tool is the sixth column.
     let row = changed.iter().find(|line| line.starts_with("nsa/web")).expect("a table");
     assert_eq!(row.split_whitespace().nth(6), Some("X*"), "{changed:#?}");
+    // Nobody reads any more, and what changes next is shown all the same.
+    std::fs::remove_file(manifests.expect("was shown before").join("mine.yaml")).expect("removed");
+    std::thread::sleep(Duration::from_secs(2));
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("signalled");
     let status = child.wait().expect("ends");
     assert_eq!(status.code(), Some(0));
