@@ -41,6 +41,10 @@ RULES = {
         {"apiGroups": [""], "resources": ["nodes", "services"], "verbs": READ},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ},
     ],
+    "cni-bridge-agent": [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": READ},
+        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+    ],
     "lb-ipam": [
         {"apiGroups": [""], "resources": ["services"], "verbs": READ},
         {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch"]},
@@ -71,7 +75,19 @@ ENABLING = {
             "excludedCIDRs": ["192.0.2.128/25"],
         },
     },
+    "cni-bridge-agent": {"firewall": {"enabled": False}, "cni": {"enabled": True}},
     "lb-ipam": {"firewall": {"enabled": False}, "lbIpam": {"enabled": True, "ranges": ["192.0.2.0/24"]}},
+}
+# What a component may have of the node: capabilities, by default and at most, and folders.
+CAPABILITIES = {
+    "npc-firewall": [["NET_ADMIN"]],
+    "svc-proxy-ipvs": [["NET_ADMIN"], ["NET_ADMIN", "SYS_ADMIN"]],
+    "cni-bridge-agent": [[], ["DAC_OVERRIDE"]],
+}
+HOST_PATHS = {
+    "npc-firewall": {"/proc/sys/net"},
+    "svc-proxy-ipvs": {"/proc/sys/net", "/run/netns"},
+    "cni-bridge-agent": {"/proc/sys/net", "/etc/cni/net.d", "/opt/cni/bin", "/usr/lib/cni"},
 }
 SECURITY = {
     "runAsUser": 0,
@@ -86,7 +102,6 @@ NO_PRIVILEGES = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-HOST_PATHS = {"/proc/sys/net", "/run/netns"}
 
 
 @contextlib.contextmanager
@@ -144,17 +159,20 @@ def daemonset_errors(document):
     spec = document["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     paths = {volume["hostPath"]["path"] for volume in spec.get("volumes", []) if "hostPath" in volume}
-    # Who sees the namespaces of pods may enter them, and nobody else.
-    more = ["SYS_ADMIN"] if "/run/netns" in paths else []
+    name = document["metadata"]["name"]
+    capabilities = dict(container["securityContext"]["capabilities"])
+    added = capabilities.pop("add", [])
     facts = {
-        "security context": container["securityContext"]
-        == SECURITY | {"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", *more]}},
-        "pods' networks for the proxy only": not more or document["metadata"]["name"] == "svc-proxy-ipvs",
+        "security context": container["securityContext"] | {"capabilities": capabilities}
+        == SECURITY | {"capabilities": {"drop": ["ALL"]}},
+        "capabilities": added in CAPABILITIES[name],
+        # Who sees the namespaces of pods may enter them, and nobody else.
+        "pods' networks": ("/run/netns" in paths) == ("SYS_ADMIN" in added),
         "seccomp": spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"},
         "no host pid or ipc": not spec.get("hostPID") and not spec.get("hostIPC"),
         "host network": spec["hostNetwork"] is True,
-        "own service account": spec["serviceAccountName"] == document["metadata"]["name"],
-        "host paths": paths <= HOST_PATHS,
+        "own service account": spec["serviceAccountName"] == name,
+        "host paths": paths <= HOST_PATHS[name],
         "node name from the field": {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
         in container["env"],
         "probes on loopback": all(
@@ -190,6 +208,9 @@ def role_errors(document):
     # Only pools that select by namespace need to know namespaces.
     if name == "lb-ipam" and document["kind"] == "ClusterRole" and NAMESPACES in rules:
         want = [*want, NAMESPACES]
+    # Who does not write the node's status need not be allowed to.
+    if name == "cni-bridge-agent" and rules == want[:1]:
+        want = rules
     return [] if rules == want else [f"rules are not those of chart.py: {rules}"]
 
 

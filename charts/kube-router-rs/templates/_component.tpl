@@ -11,11 +11,14 @@ ClusterRole and metrics objects. A component's file (see firewall.yaml) calls
 
 and, where it needs them,
 
-  kind        Deployment, for one that runs for the whole cluster
-  localRules  list of rules in the release's own namespace
-  ports       ports of a DaemonSet's container beside health and metrics
-  podNetns    true: a DaemonSet may enter the network namespaces of pods
-  files       a Deployment's files by name, mounted at /etc/<name>
+  kind          Deployment, for one that runs for the whole cluster
+  localRules    list of rules in the release's own namespace
+  ports         ports of a DaemonSet's container beside health and metrics
+  capabilities  list for a DaemonSet's container; NET_ADMIN if absent
+  podNetns      true: a DaemonSet may enter the network namespaces of pods
+  hostFolders   folders of the node that a DaemonSet may write, by name; their
+                paths are the same in the container
+  files         a Deployment's files by name, mounted at /etc/<name>
 
 Names are fixed, not derived from the release: the components own names in the
 kernel of each node, so two releases of one component cannot live in a cluster.
@@ -41,7 +44,7 @@ kernel of each node, so two releases of one component cannot live in a cluster.
 {{/* All DaemonSets share the node's network: none may have a port of another. */}}
 {{- define "kube-router-rs.checkPorts" -}}
 {{- $taken := dict }}
-{{- range $component := list "firewall" "proxy" }}
+{{- range $component := list "firewall" "proxy" "cni" }}
 {{- $values := index $.Values $component }}
 {{- if $values.enabled }}
 {{- $ports := dict "health" $values.health.port }}

@@ -31,7 +31,7 @@ spec:
         {{- end }}
       containers:
         - {{ include "kube-router-rs.container" . | indent 10 | trim }}
-      {{- if or .values.hostSysctl.enabled .podNetns }}
+      {{- if or .values.hostSysctl.enabled .podNetns .hostFolders }}
       volumes:
         {{- if .values.hostSysctl.enabled }}
         - name: host-sysctl-net
@@ -43,6 +43,12 @@ spec:
         - name: pod-netns
           hostPath:
             path: /run/netns
+            type: DirectoryOrCreate
+        {{- end }}
+        {{- range $name, $path := .hostFolders }}
+        - name: {{ $name }}
+          hostPath:
+            path: {{ $path }}
             type: DirectoryOrCreate
         {{- end }}
       {{- end }}
@@ -107,12 +113,19 @@ readinessProbe:
   periodSeconds: 5
   timeoutSeconds: 5
 resources: {{- toYaml .values.resources | nindent 2 }}
+{{- $capabilities := list "NET_ADMIN" }}
+{{- if .podNetns }}{{ $capabilities = append $capabilities "SYS_ADMIN" }}{{ end }}
+{{- if hasKey . "capabilities" }}{{ $capabilities = .capabilities }}{{ end }}
+{{- if has "NET_ADMIN" $capabilities }}
 # uid 0 because Kubernetes gives added capabilities to no other user (there are
 # no ambient capabilities in its API, and no_new_privs rules out file ones).
 {{- if .podNetns }}
 # NET_ADMIN is for the node's network, SYS_ADMIN to enter the network of a pod.
 {{- else }}
 # Every capability but NET_ADMIN is dropped.
+{{- end }}
+{{- else }}
+# uid 0 because the folders of the node are root's.
 {{- end }}
 securityContext:
   runAsUser: 0
@@ -122,8 +135,10 @@ securityContext:
   readOnlyRootFilesystem: true
   capabilities:
     drop: [ALL]
-    add: [NET_ADMIN{{ if .podNetns }}, SYS_ADMIN{{ end }}]
-{{- if or .values.hostSysctl.enabled .podNetns }}
+    {{- with $capabilities }}
+    add: [{{ join ", " . }}]
+    {{- end }}
+{{- if or .values.hostSysctl.enabled .podNetns .hostFolders }}
 volumeMounts:
   {{- if .values.hostSysctl.enabled }}
   - name: host-sysctl-net
@@ -135,6 +150,10 @@ volumeMounts:
     mountPath: /run/netns
     mountPropagation: HostToContainer
     readOnly: true
+  {{- end }}
+  {{- range $name, $path := .hostFolders }}
+  - name: {{ $name }}
+    mountPath: {{ $path }}
   {{- end }}
 {{- end }}
 {{- end }}
