@@ -125,12 +125,12 @@ pub fn keys_of(table: &kernel_nft::Ruleset, gone: impl Fn(IpAddr) -> bool) -> Ve
         for map in [Map::HostPorts, Map::HostIpPorts, Map::Hairpin] {
             let Some(set) = table.sets.get(&map.name(version)) else { continue };
             for (key, value) in &set.elements {
-                let bytes = match value {
+                let bytes = match &value {
                     Value::Data(target) => target.as_bytes(),
                     _ => key.as_bytes(),
                 };
                 if address(version, bytes).is_some_and(&gone) {
-                    keys.push((map, version, key.clone()));
+                    keys.push((map, version, key));
                 }
             }
         }

@@ -235,7 +235,7 @@ fn taken(table: &Ruleset, elements: &[Element], alive: &dyn Fn(IpAddr) -> bool) 
         |element| {
             let set = table.sets.get(&element.map.name(element.version))?;
             let Value::Data(target) =
-                set.elements.get(&element.key).filter(|value| **value != element.value)?
+                set.elements.get(&element.key).filter(|value| *value != element.value)?
             else {
                 return None;
             };
@@ -300,9 +300,9 @@ pub fn unused_chains(table: &Ruleset, gone: &[(Map, IpVersion, Key)]) -> Vec<Nam
         let Some(set) = table.sets.get(&map.name(version)) else { continue };
         for (key, value) in &set.elements {
             if let Value::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) = value
-                && !gone.iter().any(|(m, v, k)| (*m, *v) == (map, version) && k == key)
+                && !gone.iter().any(|(m, v, k)| (*m, *v) == (map, version) && *k == key)
             {
-                unused.remove(chain);
+                unused.remove(&chain);
             }
         }
     }
@@ -372,7 +372,7 @@ mod tests {
         add(&mut nft, &[element(2, "old")], &|_| true).unwrap();
         add(&mut nft, &[element(2, "new")], &|_| true).unwrap();
         let table = seen(&mut nft);
-        assert_eq!(table.sets["masquerade4"].elements[&element(2, "").key], element(2, "new").value);
+        assert_eq!(table.sets["masquerade4"].elements.get(&element(2, "").key), Some(element(2, "new").value));
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn add_elements(set: &mut Set, elements: &[(Key, Value)]) -> Result<(), i32> {
         fits(&set.spec, key, value)?;
         match set.elements.get(key) {
             // KERNEL: nft_add_set_elem takes what is there already, if it is the same, without NLM_F_EXCL.
-            Some(present) if present == value => continue,
+            Some(present) if present == *value => continue,
             Some(_) => return Err(libc::EEXIST),
             None => {}
         }
@@ -102,7 +102,9 @@ fn delete_elements(set: &mut Set, elements: &[(Key, Value)]) -> Result<(), i32> 
         fits(&set.spec, key, value)?;
         // KERNEL: an element is deleted by its key, a range by both its ends.
         match (set.elements.get(key), value) {
-            (Some(Value::Until(present)), Value::Until(last)) if present != last => return Err(libc::ENOENT),
+            (Some(Value::Until(present)), Value::Until(last)) if present != *last => {
+                return Err(libc::ENOENT);
+            }
             (Some(_), _) => {}
             (None, _) => return Err(libc::ENOENT),
         }
@@ -131,8 +133,8 @@ fn fits(spec: &SetSpec, key: &Key, value: &Value) -> Result<(), i32> {
 
 /// True if a range of the set has a key in common with `first` to `last`.
 fn overlaps(set: &Set, first: &Key, last: &Key) -> bool {
-    set.elements.range(..=last.clone()).next_back().is_some_and(|(start, value)| match value {
-        Value::Until(end) => start >= first || end >= first,
+    set.elements.last_until(last).is_some_and(|(start, value)| match value {
+        Value::Until(end) => start >= *first || end >= *first,
         Value::Member | Value::Verdict(_) | Value::Data(_) => false,
     })
 }

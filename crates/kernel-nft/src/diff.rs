@@ -180,13 +180,24 @@ impl Plan<'_> {
         value.target().is_some_and(|chain| self.chains.deleted.contains(chain))
     }
 
+    /// Elements of `of` that `from` has not, or has with another value, or that must be taken out and put in.
+    fn missing(&self, of: &Set, from: &Set) -> Vec<(Key, Value)> {
+        if self.chains.deleted.is_empty() || !of.spec.is_verdict_map() {
+            return of.elements.not_in(&from.elements).collect();
+        }
+        let missing = |(key, value): &(Key, Value)| {
+            self.is_released(value) || from.elements.get(key).as_ref() != Some(value)
+        };
+        of.elements.iter().filter(missing).collect()
+    }
+
     fn delete_elements(&mut self) {
         for (name, have) in &self.have.sets {
             if self.sets.deleted.contains(name) {
                 continue;
             }
             let Some(want) = self.want.sets.get(name) else { continue };
-            let gone = missing(have, want, |value| self.is_released(value));
+            let gone = self.missing(have, want);
             if !gone.is_empty() {
                 self.ops.push(Op::DeleteElements(name.clone(), gone));
             }
@@ -199,10 +210,8 @@ impl Plan<'_> {
                 continue;
             }
             let new = match self.have.sets.get(name) {
-                Some(have) if !self.sets.deleted.contains(name) => {
-                    missing(want, have, |value| self.is_released(value))
-                }
-                _ => want.elements.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+                Some(have) if !self.sets.deleted.contains(name) => self.missing(want, have),
+                _ => want.elements.iter().collect(),
             };
             if !new.is_empty() {
                 self.ops.push(Op::AddElements(name.clone(), new));
@@ -238,13 +247,4 @@ struct Rewrite {
     flush: bool,
     /// Index of the first rule to be added.
     from: usize,
-}
-
-/// Elements of `of` that `from` has not, or has with another value, or that must be taken out and put in.
-fn missing(of: &Set, from: &Set, released: impl Fn(&Value) -> bool) -> Vec<(Key, Value)> {
-    of.elements
-        .iter()
-        .filter(|(key, value)| from.elements.get(*key) != Some(*value) || released(value))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::elements::Elements;
 use crate::ruleset::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, TableFlags, Value};
 
 /// Wanted state with a memory of the last commit.
@@ -59,7 +60,7 @@ impl Journal {
             return;
         }
         self.specs_before.entry(name.clone()).or_insert(None);
-        self.ruleset.sets.insert(name.clone(), Set { spec: spec(), elements: BTreeMap::new() });
+        self.ruleset.sets.insert(name.clone(), Set { spec: spec(), elements: Elements::new() });
     }
 
     /// Removes a set and its elements.
@@ -69,7 +70,7 @@ impl Journal {
         if let std::collections::btree_map::Entry::Vacant(entry) = self.specs_before.entry(name.clone()) {
             entry.insert(Some(set.spec));
             // The set was committed. Should it come back before the next commit, its old elements count.
-            let mut before: BTreeMap<_, _> = set.elements.into_iter().map(|(k, v)| (k, Some(v))).collect();
+            let mut before: BTreeMap<_, _> = set.elements.iter().map(|(k, v)| (k, Some(v))).collect();
             before.extend(pending.into_iter().flatten());
             self.elements_before.insert(name.clone(), before);
         }
@@ -112,7 +113,7 @@ impl Journal {
                 (None, Some(set)) => {
                     steps.sets.push(Op::AddSet(name.clone(), set.spec.clone()));
                     if !set.elements.is_empty() {
-                        let all = set.elements.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+                        let all = set.elements.iter().collect();
                         steps.add_elements(set.spec.is_verdict_map(), name, all);
                     }
                 }
@@ -165,14 +166,14 @@ impl Phases {
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         for (key, before) in before {
             let after = set.elements.get(&key);
-            if before.as_ref() == after {
+            if before == after {
                 continue;
             }
             if let Some(before) = before {
                 gone.push((key.clone(), before));
             }
             if let Some(after) = after {
-                new.push((key, after.clone()));
+                new.push((key, after));
             }
         }
         // A pod that gets a verdict becomes isolated; an address that leaves a set is no longer allowed.

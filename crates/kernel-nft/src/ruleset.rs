@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::elements::Elements;
 use crate::expr::{Expr, Verdict};
 
 /// Name of a chain, set or counter. Cheap to clone: one chain is named by many map elements.
@@ -151,7 +152,7 @@ pub struct Set {
     /// What it is.
     pub spec: SetSpec,
     /// What it holds. Ranges of an interval set never overlap.
-    pub elements: BTreeMap<Key, Value>,
+    pub elements: Elements,
 }
 
 /// Netfilter hook of a base chain (`NF_INET_*`).

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use nix::libc;
 
 use crate::expr::{Expr, NatKind};
-use crate::ruleset::{BaseChain, ChainType, Hook, Name, Ruleset, Value};
+use crate::ruleset::{BaseChain, ChainType, Hook, Name, Ruleset};
 
 /// `NFT_JUMP_STACK_SIZE` of include/net/netfilter/nf_tables.h.
 const JUMP_STACK_SIZE: usize = 16;
@@ -39,11 +39,11 @@ pub(crate) fn check_base(base: &BaseChain) -> Result<(), i32> {
 }
 
 /// Chains nested below and with `name`.
-fn depth<'a>(
-    ruleset: &'a Ruleset,
-    name: &'a Name,
+fn depth(
+    ruleset: &Ruleset,
+    name: &Name,
     level: usize,
-    known: &mut HashMap<&'a Name, usize>,
+    known: &mut HashMap<Name, usize>,
 ) -> Result<usize, i32> {
     if let Some(depth) = known.get(name) {
         return Ok(*depth);
@@ -53,26 +53,21 @@ fn depth<'a>(
     }
     let mut deepest = 0;
     for target in targets(ruleset, name) {
-        deepest = deepest.max(depth(ruleset, target, level + 1, known)?);
+        deepest = deepest.max(depth(ruleset, &target, level + 1, known)?);
     }
-    known.insert(name, deepest + 1);
+    known.insert(name.clone(), deepest + 1);
     Ok(deepest + 1)
 }
 
 /// Checks the statements of `name` and of all chains that it leads to.
-fn places<'a>(
-    ruleset: &'a Ruleset,
-    name: &'a Name,
-    base: &BaseChain,
-    seen: &mut HashSet<&'a Name>,
-) -> Result<(), i32> {
-    if !seen.insert(name) {
+fn places(ruleset: &Ruleset, name: &Name, base: &BaseChain, seen: &mut HashSet<Name>) -> Result<(), i32> {
+    if !seen.insert(name.clone()) {
         return Ok(());
     }
     if !expressions(ruleset, name).all(|expression| works_in(expression, base)) {
         return Err(libc::EOPNOTSUPP);
     }
-    targets(ruleset, name).try_for_each(|target| places(ruleset, target, base, seen))
+    targets(ruleset, name).try_for_each(|target| places(ruleset, &target, base, seen))
 }
 
 /// KERNEL: `nft_*_validate` of nft_masq.c, nft_nat.c, nft_redir.c, nft_reject.c.
@@ -95,14 +90,14 @@ fn expressions<'a>(ruleset: &'a Ruleset, name: &Name) -> impl Iterator<Item = &'
 }
 
 /// Chains that the rules of `name` lead to.
-fn targets<'a>(ruleset: &'a Ruleset, name: &Name) -> impl Iterator<Item = &'a Name> + use<'a> {
+fn targets<'a>(ruleset: &'a Ruleset, name: &Name) -> impl Iterator<Item = Name> + use<'a> {
     expressions(ruleset, name).flat_map(move |expression| {
         let (direct, mapped) = match expression {
             Expr::Verdict(verdict) => (verdict.target(), None),
             Expr::Lookup { set, verdict_map: true, .. } => (None, ruleset.sets.get(set)),
             _ => (None, None),
         };
-        let mapped = mapped.into_iter().flat_map(|set| set.elements.values()).filter_map(Value::target);
-        direct.into_iter().chain(mapped)
+        let mapped = mapped.into_iter().flat_map(|set| set.elements.values());
+        direct.into_iter().cloned().chain(mapped.filter_map(|value| value.target().cloned()))
     })
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common_informer::intern::Interner;
 use common_informer::manifests::document;
 use common_informer::object::{Batch, Change, Kind, ObjectKey, ObjectRef};
-use kernel_nft::{Fake, Family, Op, Ownership, Ruleset, TableFlags, Value};
+use kernel_nft::{Fake, Family, Op, Ownership, Ruleset, TableFlags};
 use node_runtime::{Cause, Controller, SyncError, SyncReport};
 use npc_firewall::apply::Marks;
 use npc_firewall::controller::{Firewall, Surroundings};
@@ -341,8 +341,7 @@ fn an_element_taken_out_by_a_stranger_is_put_back_by_the_audit() {
     let mut rig = Rig::with(Fake::new(), TableFlags::default(), PlanConfig::default());
     rig.sync(Cause::Start, changes(WORLD)).unwrap();
     let before = rig.table();
-    let map =
-        before.sets["in4"].elements.iter().next().map(|(k, v): (_, &Value)| (k.clone(), v.clone())).unwrap();
+    let map = before.sets["in4"].elements.iter().next().unwrap();
     let ops = [Op::DeleteElements("in4".into(), vec![map])];
     let table = "npc_firewall".into();
     let transaction =

@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use kernel_nft::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase, Register};
@@ -42,7 +41,7 @@ fn add_set(table: &mut Ruleset, name: &str, key: &[DataType], elements: Vec<(Key
         size: None,
         comment: None,
     };
-    table.sets.insert(name.into(), Set { spec, elements: elements.into_iter().collect::<BTreeMap<_, _>>() });
+    table.sets.insert(name.into(), Set { spec, elements: elements.into_iter().collect() });
 }
 
 fn add_chain(table: &mut Ruleset, name: &str, hook: Option<(Hook, i32)>, rules: Vec<Rule>) {

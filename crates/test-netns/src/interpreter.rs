@@ -525,7 +525,7 @@ impl<'a> Machine<'a> {
     }
 
     /// What a data map has for a key.
-    fn data(&self, name: &Name, sreg: u8) -> Option<&'a Key> {
+    fn data(&self, name: &Name, sreg: u8) -> Option<Key> {
         let set = self.set(name);
         match find(set, self.load(sreg, key_len(set)))? {
             Value::Data(data) => Some(data),
@@ -544,7 +544,7 @@ impl<'a> Machine<'a> {
         match found {
             Some(Value::Verdict(verdict)) => {
                 assert!(!negate, "the verdict of an absent key of {name}");
-                Step::Verdict(verdict.clone())
+                Step::Verdict(verdict)
             }
             Some(Value::Member | Value::Until(_) | Value::Data(_)) => matches_if(!negate),
             None => matches_if(negate),
@@ -594,7 +594,7 @@ fn key_len(set: &Set) -> usize {
     field_widths(set).iter().sum()
 }
 
-fn find<'a>(set: &'a Set, key: &[u8]) -> Option<&'a Value> {
+fn find(set: &Set, key: &[u8]) -> Option<Value> {
     let key = Key::from_bytes(key);
     if let Some(value) = set.elements.get(&key) {
         return Some(value);

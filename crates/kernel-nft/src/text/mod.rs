@@ -41,7 +41,7 @@ fn command(ruleset: &Ruleset, op: &Op) -> String {
     let table = format!("{} {}", ruleset.table.family, ruleset.table.name);
     let elements = |verb: &str, set: &Name, elements: &[(Key, Value)]| {
         let texts = match ruleset.sets.get(set) {
-            Some(known) => value::elements(&known.spec, elements.iter().map(|(k, v)| (k, v))),
+            Some(known) => value::elements(&known.spec, elements.iter().cloned()),
             None => elements.iter().map(|(key, _)| value::hex(key.as_bytes())).collect(),
         };
         format!("{verb} element {table} {set} {{ {} }}", texts.join(", "))

@@ -31,13 +31,10 @@ pub(super) fn elements_per_line(spec: &SetSpec) -> usize {
 }
 
 /// All elements in the order of `nft list`.
-pub(super) fn elements<'a>(
-    spec: &SetSpec,
-    elements: impl Iterator<Item = (&'a Key, &'a Value)>,
-) -> Vec<String> {
-    let mut sorted: Vec<(&Key, &Value)> = elements.collect();
+pub(super) fn elements(spec: &SetSpec, elements: impl Iterator<Item = (Key, Value)>) -> Vec<String> {
+    let mut sorted: Vec<(Key, Value)> = elements.collect();
     sorted.sort_by(|(a, _), (b, _)| order(spec, a, b));
-    sorted.into_iter().map(|(key, value)| element(spec, key, value)).collect()
+    sorted.into_iter().map(|(key, value)| element(spec, &key, &value)).collect()
 }
 
 /// nft compares a key as one number: a single field in its byte order, a concatenation as if its bytes (not

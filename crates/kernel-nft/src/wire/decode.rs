@@ -1,11 +1,10 @@
 //! Tables, chains, rules, sets, elements and counters from the messages that the kernel dumps.
 
-use std::collections::BTreeMap;
-
 use super::decode_expr::{self, Kinds, by_kind};
 use super::encode::{TYPE_BITS, type_number};
 use super::uapi::*;
 use super::{Attribute, Attributes, Message};
+use crate::elements;
 use crate::ruleset::{
     BaseChain, Chain, ChainType, Counter, DataType, Family, Hook, Key, MapsTo, Name, Rule, Set, SetSpec,
     Table, TableFlags, Value, fields_len,
@@ -137,7 +136,7 @@ pub(crate) fn set(message: &Message<'_>, table: &str) -> Option<(Name, Set)> {
             .and_then(|size| size.u32()),
         comment: comment(kinds.get(NFTA_SET_USERDATA), NFTNL_UDATA_SET_COMMENT),
     };
-    Some((name(kinds.get(NFTA_SET_NAME))?, Set { spec, elements: BTreeMap::new() }))
+    Some((name(kinds.get(NFTA_SET_NAME))?, Set { spec, elements: elements::Elements::new() }))
 }
 
 /// Fields of the key, and what it is mapped to; `None` for what this crate does not write.
@@ -232,7 +231,7 @@ impl Elements {
             return Dumped::Foreign;
         }
         let told = self.members.len();
-        let elements: BTreeMap<Key, Value> = self.members.into_iter().collect();
+        let elements: elements::Elements = self.members.into_iter().collect();
         if elements.len() == told { Dumped::All(elements) } else { Dumped::Torn }
     }
 
@@ -258,7 +257,7 @@ impl Elements {
 /// All elements of a set, or why they are not known.
 pub(crate) enum Dumped {
     /// Exactly those that the kernel has.
-    All(BTreeMap<Key, Value>),
+    All(elements::Elements),
     /// One of them is nothing that this crate writes.
     Foreign,
     /// Some came twice, so others may be missing.

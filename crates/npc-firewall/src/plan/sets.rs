@@ -164,7 +164,7 @@ impl AddressSets {
         let mut members = Vec::new();
         for (version, name) in &set.names {
             if let Some(set) = journal.ruleset().sets.get(name) {
-                members.extend(set.elements.keys().filter_map(|key| member_address(key, *version)));
+                members.extend(set.elements.keys().filter_map(|key| member_address(&key, *version)));
             }
             journal.remove_set(name);
         }
