@@ -22,6 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from subprocess import PIPE
 
 import chart
 from checks import require, run_all, wait_for
@@ -30,15 +31,22 @@ HERE = pathlib.Path(__file__).resolve().parent
 SECCOMP = pathlib.Path("/usr/share/containers/seccomp.json")
 BRIDGE_SYSCTL = pathlib.Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 NODE = "node-a"
-CAP_NET_ADMIN = 1 << 12
-# Only these files are in an image; anything else is a surprise.
+# The kernel's numbers (linux/capability.h).
+CAPABILITY = {"DAC_OVERRIDE": 1, "NET_ADMIN": 12, "SYS_ADMIN": 21}
+# Only these files are in an image, beside its program; anything else is a surprise.
 FILES = {"etc/ssl/certs/ca-certificates.crt"}
+MORE_FILES = {"cni-bridge-agent": {"cni-bridge"}}
 # What `plan` says of deploy/testdata.
 PLANS = {
     "npc-firewall": ["table inet npc_firewall", "10.244.1.10"],
     "svc-proxy-ipvs": ["-A -t 10.96.0.10:80 -s rr", "-r 10.244.1.10:8080", "table inet svc_proxy_ipvs"],
     "lb-ipam": ["shop/public 192.0.2.1 (new)", "shop/elsewhere none"],
+    "cni-bridge-agent": ["cni-bridge", "kube-bridge", "10.244.1.0/24"],
 }
+# Of node-a in deploy/testdata.
+NODE_ADDRESS = "192.0.2.11/24"
+# Of the plugin, which is read anew for each pod.
+PLUGIN_LIMIT = 3_000_000
 API_NAME, API_ADDRESS, API_PORT = "api.check.test", "127.0.0.2", 6443
 
 
@@ -76,7 +84,16 @@ def bind(source, destination, mode):
     return {"destination": destination, "type": "bind", "source": str(source), "options": ["bind", mode]}
 
 
-def oci_config(pod, rootfs, args, extra_mounts):
+def node_folder(path, node):
+    """A folder of the node. Files of this machine are not written: a folder stands for its root."""
+    if path.startswith(("/proc/", "/run/")):
+        return path
+    folder = pathlib.Path(node, path.removeprefix("/"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def oci_config(pod, rootfs, node, args, extra_mounts):
     """What a container runtime makes of the pod, in the format of the OCI runtime specification."""
     (container,) = pod["containers"]
     security = pod["securityContext"] | container["securityContext"]
@@ -96,7 +113,7 @@ def oci_config(pod, rootfs, args, extra_mounts):
     }
     config["process"].pop("rlimits", None)
     # The kubelet mounts the volumes that the DaemonSet names.
-    sources = {volume["name"]: volume["hostPath"]["path"] for volume in pod.get("volumes", [])}
+    sources = {volume["name"]: node_folder(volume["hostPath"]["path"], node) for volume in pod.get("volumes", [])}
     volumes = [bind(sources[m["name"]], m["mountPath"], "rw") for m in container.get("volumeMounts", [])]
     # Cgroups are the kubelet's business, and may be of either version here.
     mounts = [m for m in config["mounts"] if m["type"] != "cgroup"]
@@ -123,13 +140,13 @@ def mounted(image):
 class Container:
     """Containers made from one image, each with other arguments."""
 
-    def __init__(self, component, rootfs):
-        self.rootfs, self.component = rootfs, component
+    def __init__(self, component, rootfs, node):
+        self.rootfs, self.component, self.node = rootfs, component, node
         self.pod = chart.pod_of(component)
         self.own_args = self.pod["containers"][0]["args"]
 
     @contextlib.contextmanager
-    def bundle(self, args, mounts):
+    def bundle(self, command, mounts):
         with tempfile.TemporaryDirectory() as folder:
             # A runtime makes the mount points that are missing, in a layer above the image.
             layers = {name: pathlib.Path(folder, name) for name in ("upper", "work", "root")}
@@ -138,19 +155,20 @@ class Container:
             options = f"lowerdir={self.rootfs},upperdir={layers['upper']},workdir={layers['work']}"
             run("mount", "-t", "overlay", "overlay", "-o", options, layers["root"])
             try:
-                config = oci_config(self.pod, layers["root"], [f"/{self.component}", *args], mounts)
+                config = oci_config(self.pod, layers["root"], self.node, command, mounts)
                 pathlib.Path(folder, "config.json").write_text(json.dumps(config))
                 yield folder
             finally:
                 run("umount", layers["root"])
 
     @contextlib.contextmanager
-    def started(self, args, mounts=()):
+    def started(self, args, mounts=(), program=None):
         """A running container; ended by SIGTERM when the block ends."""
+        command = [f"/{program or self.component}", *args]
         name = f"check-{self.component}-{os.getpid()}-{time.monotonic_ns()}"
-        with self.bundle(args, list(mounts)) as folder, tempfile.TemporaryFile("w+") as log:
-            command = ["crun", "--cgroup-manager=disabled", "run", "--bundle", folder, name]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        with self.bundle(command, list(mounts)) as folder, tempfile.TemporaryFile("w+") as log:
+            crun = ["crun", "--cgroup-manager=disabled", "run", "--bundle", folder, name]
+            process = subprocess.Popen(crun, stdout=log, stderr=subprocess.STDOUT)
 
             def output():
                 log.seek(0)
@@ -163,8 +181,8 @@ class Container:
                     process.send_signal(signal.SIGTERM)
                     process.wait(timeout=20)
 
-    def run_to_end(self, args, mounts=()):
-        with self.started(args, mounts) as (process, output):
+    def run_to_end(self, args, mounts=(), program=None):
+        with self.started(args, mounts, program) as (process, output):
             code = process.wait(timeout=60)
             require(code == 0, f"{args} exited with {code}:\n{output()}")
             return output()
@@ -182,7 +200,7 @@ def get(path, port):
 
 def image_holds_the_binary_and_certificates_only(container, config, component):
     found = {str(p.relative_to(container.rootfs)) for p in container.rootfs.rglob("*") if not p.is_dir()}
-    require(found == FILES | {component}, f"files in the image: {sorted(found)}")
+    require(found == FILES | {component} | MORE_FILES.get(component, set()), f"files in the image: {sorted(found)}")
     require(config["Entrypoint"] == [f"/{component}"], f"entry point: {config['Entrypoint']}")
     labels = config["Labels"]
     for label in ("title", "description", "version", "revision", "source", "licenses"):
@@ -220,20 +238,39 @@ def health_port(container):
     return ports[container.pod["containers"][0]["readinessProbe"]["httpGet"]["port"]]
 
 
-def daemon_runs_with_net_admin_only(container, config, component):
+def confinement(process):
+    """What the kernel says of the program inside of the container that `process` runs."""
+    pid = run("pgrep", "--parent", str(process.pid)).split()[0]
+    return dict(re.findall(r"^(\w+):\s+(\S+)", pathlib.Path("/proc", pid, "status").read_text(), re.M))
+
+
+def require_confinement(container, process):
+    """It has the capabilities of the chart, and no other privileges."""
+    (security,) = [c["securityContext"] for c in container.pod["containers"]]
+    added = sum(1 << CAPABILITY[name] for name in security["capabilities"].get("add", []))
+    status = confinement(process)
+    for kind in ("CapEff", "CapPrm", "CapBnd"):
+        require(int(status[kind], 16) == added, f"{kind} is {status[kind]}")
+    require(status["NoNewPrivs"] == "1", "new privileges are possible")
+    require(status["Seccomp"] == "2", "no seccomp filter")
+
+
+def require_end_by_signal(process, output):
+    process.send_signal(signal.SIGTERM)
+    require(process.wait(timeout=20) == 0, f"SIGTERM ended it with {process.returncode}:\n{output()}")
+
+
+def daemon_runs_confined(container, config, component):
     manifests = bind(HERE / "testdata", "/manifests", "ro")
     port = health_port(container)
     with container.started([*container.own_args, "--manifests=/manifests"], [manifests]) as (process, output):
         wait_for(lambda: get("/readyz", port) == 200, 20, lambda: f"not ready:\n{output()}")
         require(get("/healthz", port) == 200, "/healthz is not 200")
-        pid = run("pgrep", "--parent", str(process.pid)).split()[0]
-        status = dict(re.findall(r"^(\w+):\s+(\S+)", pathlib.Path("/proc", pid, "status").read_text(), re.M))
-        for kind in ("CapEff", "CapPrm", "CapBnd"):
-            require(int(status[kind], 16) == CAP_NET_ADMIN, f"{kind} is {status[kind]}")
-        require(status["NoNewPrivs"] == "1", "new privileges are possible")
-        require(status["Seccomp"] == "2", "no seccomp filter")
-        process.send_signal(signal.SIGTERM)
-        require(process.wait(timeout=20) == 0, f"SIGTERM ended it with {process.returncode}:\n{output()}")
+        require_confinement(container, process)
+        require_end_by_signal(process, output)
+
+
+def table_outlives_the_daemon(container, config, component):
     run("nft", "list", "table", "inet", component.replace("-", "_"))
 
 
@@ -248,13 +285,54 @@ def no_capability_is_needed(container, config, component):
     args = [*container.own_args, "--master=http://127.0.0.1:1"]
     with container.started(args) as (process, output):
         wait_for(lambda: get("/healthz", health_port(container)) == 200, 20, lambda: f"not alive:\n{output()}")
-        pid = run("pgrep", "--parent", str(process.pid)).split()[0]
-        status = dict(re.findall(r"^(\w+):\s+(\S+)", pathlib.Path("/proc", pid, "status").read_text(), re.M))
-        for kind in ("CapEff", "CapPrm", "CapBnd"):
-            require(int(status[kind], 16) == 0, f"{kind} is {status[kind]}")
-        require(status["Uid"] != "0", "it runs as root")
-        process.send_signal(signal.SIGTERM)
-        require(process.wait(timeout=20) == 0, f"SIGTERM ended it with {process.returncode}:\n{output()}")
+        require_confinement(container, process)
+        require(confinement(process)["Uid"] != "0", "it runs as root")
+        require_end_by_signal(process, output)
+
+
+def plugin_needs_no_libraries(container, config, component):
+    """In the image there are none. On the node there may be others."""
+    said = container.run_to_end([], program="cni-bridge")
+    version = config["Labels"]["org.opencontainers.image.version"]
+    require(f"cni-bridge {version}" in said and "1.1.0" in said, f"the plugin says of itself {said!r}")
+    size = pathlib.Path(container.rootfs, "cni-bridge").stat().st_size
+    print(f"    plugin: {size / 1e6:.1f} MB")
+    require(size <= PLUGIN_LIMIT, f"the plugin has {size} bytes")
+
+
+@contextlib.contextmanager
+def pod_network():
+    """The path of a network namespace of a pod."""
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo made; read _"], stdin=PIPE, stdout=PIPE) as pod:
+        pod.stdout.readline()
+        yield f"/proc/{pod.pid}/ns/net"
+        pod.communicate(b"\n")
+
+
+def once_installs_what_connects_pods(container, config, component):
+    """Plugin and configuration are where a runtime looks for them, and work on the node, outside of the container."""
+    for command in ("link add node type bridge", f"address add {NODE_ADDRESS} dev node", "link set node up mtu 1400"):
+        run("ip", *command.split())
+    manifests = bind(HERE / "testdata", "/manifests", "ro")
+    container.run_to_end([*container.own_args, "--manifests=/manifests", "--once"], [manifests])
+    conf = pathlib.Path(container.node, "etc/cni/net.d/10-kuberouter.conflist")
+    network = json.loads(conf.read_text())
+    ours = network["plugins"][0]
+    require(ours["type"] == "cni-bridge", f"the configuration is {network}")
+    # The reservations of this machine are left alone.
+    ours["ipam"]["dataDir"] = f"{container.node}/networks"
+    conf = pathlib.Path(container.node, "try.conflist")
+    conf.write_text(json.dumps(network))
+    plugin = pathlib.Path(container.node, "opt/cni/bin/cni-bridge")
+    with pod_network() as netns:
+        call = [f"--conf={conf}", "--id=try", f"--netns={netns}"]
+        call = [word for option in call for word in option.split("=", 1)]
+        result = json.loads(run(plugin, "exec", "add", *call))
+        require(result["ips"][0]["address"] == "10.244.1.2/24", f"the pod has {result['ips']}")
+        link = json.loads(run("nsenter", f"--net={netns}", "ip", "-json", "link", "show", "eth0"))
+        # Of the node's device, less the overlay.
+        require(link[0]["mtu"] == 1380, f"the pod's link is {link}")
+        run(plugin, "exec", "del", *call)
 
 
 def answer_names(server, asked):
@@ -316,11 +394,15 @@ def checks_of(component):
     of_all = [image_holds_the_binary_and_certificates_only, binary_tells_its_version, plan_is_printed]
     match component:
         case "npc-firewall":
-            own = [once_puts_policies_in_force_with_net_admin_only, daemon_runs_with_net_admin_only]
+            own = [once_puts_policies_in_force_with_net_admin_only, daemon_runs_confined, table_outlives_the_daemon]
+        case "svc-proxy-ipvs" if has_ipvs():
+            own = [daemon_runs_confined, table_outlives_the_daemon]
         case "svc-proxy-ipvs":
-            own = [daemon_runs_with_net_admin_only if has_ipvs() else lack_of_ipvs_is_told]
+            own = [lack_of_ipvs_is_told]
         case "lb-ipam":
             own = [no_capability_is_needed]
+        case "cni-bridge-agent":
+            own = [plugin_needs_no_libraries, once_installs_what_connects_pods, daemon_runs_confined]
         case _:
             raise SystemExit(f"image_check.py does not know what {component} must do")
     return [*of_all, *own, static_binary_resolves_names_by_dns]
@@ -328,8 +410,8 @@ def checks_of(component):
 
 def main(component):
     run("ip", "link", "set", "lo", "up")
-    with mounted(f"localhost/{component}:latest") as (rootfs, config):
-        return run_all("image", checks_of(component), Container(component, rootfs), config, component)
+    with mounted(f"localhost/{component}:latest") as (rootfs, config), tempfile.TemporaryDirectory() as node:
+        return run_all("image", checks_of(component), Container(component, rootfs, node), config, component)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ FAULTS = {
     "npc-firewall": ("NpcFirewallExcludedObjects", "NetworkPolicy"),
     "svc-proxy-ipvs": ("SvcProxyIpvsExcludedObjects", "Service"),
     "lb-ipam": ("LbIpamExcludedObjects", "Service"),
+    "cni-bridge-agent": ("CniBridgeAgentExcludedObjects", "Node"),
 }
+# Of node-a in deploy/testdata.
+NODE_ADDRESS = "192.0.2.11/24"
 
 
 def fetch(url):
@@ -94,8 +97,25 @@ def cluster(component):
     if component == "lb-ipam":
         with api_server.serving(HERE / "testdata") as url:
             yield [f"--master={url}", "--lease-namespace=kube-system", "--pod-name=lb-ipam-a"]
+        return
+    objects = [f"--manifests={HERE}/testdata", "--node-name=node-a"]
+    if component == "cni-bridge-agent":
+        with node() as folders:
+            yield [*objects, *folders]
     else:
-        yield [f"--manifests={HERE}/testdata", "--node-name=node-a"]
+        yield objects
+
+
+@contextlib.contextmanager
+def node():
+    """The device that has the node's address, and arguments by which files of this machine are left alone."""
+    for command in ("link add node type bridge", f"address add {NODE_ADDRESS} dev node", "link set node up"):
+        subprocess.run(["ip", *command.split()], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        # As the kubelet makes them.
+        for name in ("net.d", "bin"):
+            pathlib.Path(folder, name).mkdir()
+        yield [f"--cni-conf-file={folder}/net.d/10-kuberouter.conflist", f"--cni-bin-dir={folder}/bin"]
 
 
 def prometheus_config(component, folder):
