@@ -101,6 +101,7 @@ static FIELDS: Keep = Fields(&[
             ("loadBalancer", All),
             // Node
             ("addresses", All),
+            ("conditions", Fields(&[("type", All), ("status", All)])),
         ]),
     ),
     // EndpointSlice
@@ -264,9 +265,10 @@ mod tests {
     fn what_is_not_read_is_not_stored() {
         let value = json!({"metadata": {"name": "a", "managedFields": [1], "annotations": {"a": "b"}},
             "spec": {"containers": [{"env": [1], "ports": [{"containerPort": 1}]}], "volumes": [1]},
-            "status": {"conditions": [1], "phase": "Running"}});
+            "status": {"conditions": [{"type": "Ready", "status": "True", "message": "x"}], "phase": "Running", "qosClass": "x"}});
         let kept = json!({"metadata": {"name": "a", "annotations": {}},
-            "spec": {"containers": [{"ports": [{"containerPort": 1}]}]}, "status": {"phase": "Running"}});
+            "spec": {"containers": [{"ports": [{"containerPort": 1}]}]},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}], "phase": "Running"}});
         assert_eq!(trimmed(&value).value, kept);
     }
 

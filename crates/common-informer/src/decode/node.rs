@@ -11,6 +11,7 @@ use crate::intern::Interner;
 use crate::object::{Kind, Node, NodeAddress, NodeAddressKind};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const NETWORK_CONDITION: &str = "NetworkUnavailable";
 const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const EXCLUDED_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
@@ -21,13 +22,17 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
     let empty = Map::new();
     let spec = notes.or_default(json::object(root, "spec")).unwrap_or(&empty);
     let status = notes.or_default(json::object(root, "status")).unwrap_or(&empty);
+    let addresses = addresses(status, notes);
+    let (pod_cidrs, pod_cidrs_in_part) = pod_cidrs(spec, notes);
     Ok(Node {
         name: metadata.key.name,
         zone: metadata.labels.get(ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned(),
         excluded_from_load_balancers: metadata.labels.contains_key(EXCLUDED_LABEL),
         leaving: metadata.fields.contains_key("deletionTimestamp") || is_tainted(spec, LEAVING_TAINT),
-        addresses: addresses(status, notes),
-        pod_cidrs: pod_cidrs(spec, notes),
+        addresses,
+        pod_cidrs,
+        pod_cidrs_in_part,
+        network_unavailable: network_unavailable(status),
         annotations: annotations(metadata.fields, interner, notes),
     })
 }
@@ -35,6 +40,15 @@ pub(super) fn decode(value: &Value, interner: &mut Interner, notes: &mut Notes) 
 fn is_tainted(spec: &Map<String, Value>, key: &str) -> bool {
     let taints = spec.get("taints").and_then(Value::as_array).into_iter().flatten();
     taints.filter_map(|taint| taint.get("key")).any(|found| found == key)
+}
+
+/// Nobody's business but of who sets it: a list of another shape is passed over without a note.
+fn network_unavailable(status: &Map<String, Value>) -> Option<bool> {
+    let conditions = status.get("conditions")?.as_array()?;
+    let found = conditions
+        .iter()
+        .find(|condition| condition.get("type").is_some_and(|found| found == NETWORK_CONDITION))?;
+    Some(found.get("status").is_none_or(|status| status != "False"))
 }
 
 fn addresses(status: &Map<String, Value>, notes: &mut Notes) -> Vec<NodeAddress> {
@@ -62,26 +76,34 @@ fn node_address(fields: &Map<String, Value>) -> Result<Option<NodeAddress>, Faul
     Ok(Some(NodeAddress { kind, ip }))
 }
 
-/// `podCIDRs`, or `podCIDR` in objects from before there were two.
-fn pod_cidrs(spec: &Map<String, Value>, notes: &mut Notes) -> SmallVec<[IpNet; 2]> {
+/// `podCIDRs`, or `podCIDR` in objects from before there were two; and whether something could not be read.
+fn pod_cidrs(spec: &Map<String, Value>, notes: &mut Notes) -> (SmallVec<[IpNet; 2]>, bool) {
     let mut cidrs = SmallVec::new();
-    let mut add = |text: Result<&str, Fault>, path: &str, notes: &mut Notes| match text
+    let mut in_part = false;
+    let mut add = |text: Result<&str, Fault>, path: &str| match text
         .and_then(|text| if text.is_empty() { Ok(None) } else { network(text).map(Some) })
     {
         Ok(Some(cidr)) if !cidrs.contains(&cidr) => cidrs.push(cidr),
         Ok(_) => {}
-        Err(fault) => notes.add(&fault.below(path)),
+        Err(fault) => {
+            in_part = true;
+            notes.add(&fault.below(path));
+        }
     };
-    let list = notes.or_default(json::list(spec, "podCIDRs").map_err(|fault| fault.below("spec")));
+    let list = json::list(spec, "podCIDRs").unwrap_or_else(|fault| {
+        add(Err(fault), "spec");
+        &[]
+    });
     for (index, value) in list.iter().enumerate() {
-        add(json::as_text(value), &format!("spec.podCIDRs{}", element(index)), notes);
+        add(json::as_text(value), &format!("spec.podCIDRs{}", element(index)));
     }
     if list.is_empty() {
-        let text = json::text(spec, "podCIDR").map_err(|fault| fault.below("spec"));
-        let text = notes.or_default(text).unwrap_or_default();
-        add(Ok(text), "spec.podCIDR", notes);
+        match json::text(spec, "podCIDR") {
+            Ok(text) => add(Ok(text.unwrap_or_default()), "spec.podCIDR"),
+            Err(fault) => add(Err(fault), "spec"),
+        }
     }
-    cidrs
+    (cidrs, in_part)
 }
 
 /// A network with its host bits cleared, as Go's `net.ParseCIDR` gives it.

@@ -62,7 +62,8 @@ pub(crate) fn node() -> Value {
         "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"],
             "taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.168.0.1"}, {"type": "Hostname", "address": "n1"},
-            {"type": "ExternalIP", "address": "198.51.100.1"}, {"type": "InternalIP", "address": "fd01::1"}]},
+            {"type": "ExternalIP", "address": "198.51.100.1"}, {"type": "InternalIP", "address": "fd01::1"}],
+            "conditions": [{"type": "Ready", "status": "False"}, {"type": "NetworkUnavailable", "status": "Unknown"}]},
     })
 }
 
@@ -449,6 +450,8 @@ fn node_is_projected() {
             address(NodeAddressKind::Internal, "fd01::1"),
         ],
         pod_cidrs: ["10.1.0.0/24", "fd00:1::/64"].iter().map(|text| text.parse().unwrap()).collect(),
+        pod_cidrs_in_part: false,
+        network_unavailable: Some(true),
         annotations: Arc::new(BTreeMap::from([("kube-router.io/node.asn".into(), "64512".into())])),
     };
     assert_eq!(read_node(&node()), (expected, vec![]));
@@ -465,12 +468,28 @@ fn node_needs_only_a_name() {
 }
 
 #[test]
+fn a_network_is_available_only_where_a_condition_says_so() {
+    let unavailable = |conditions: Value| {
+        let mut value = node();
+        value["status"]["conditions"] = conditions;
+        read_node(&value).0.network_unavailable
+    };
+    let condition = |status: Value| json!([{"type": "NetworkUnavailable", "status": status}]);
+    assert_eq!(unavailable(condition(json!("True"))), Some(true));
+    assert_eq!(unavailable(condition(json!("False"))), Some(false));
+    assert_eq!(unavailable(condition(json!(null))), Some(true));
+    assert_eq!(unavailable(json!([{"type": "Ready", "status": "True"}, 7])), None);
+    assert_eq!(unavailable(json!("True")), None);
+}
+
+#[test]
 fn mistakes_in_a_node_cost_only_themselves() {
     let mut value = node();
     value["spec"]["podCIDRs"][0] = "10.1.0.0".into();
     value["status"]["addresses"][0]["address"] = "n1".into();
     let (node, notes) = read_node(&value);
     assert_eq!((node.addresses.len(), node.pod_cidrs.len()), (2, 1));
+    assert!(node.pod_cidrs_in_part);
     assert_eq!(
         notes,
         [

@@ -22,6 +22,10 @@ pub struct Node {
     pub addresses: Vec<NodeAddress>,
     /// `spec.podCIDRs` (or `podCIDR`), host bits cleared.
     pub pod_cidrs: SmallVec<[IpNet; 2]>,
+    /// Something in `spec.podCIDRs` (or `podCIDR`) could not be read and is missing from [`Node::pod_cidrs`].
+    pub pod_cidrs_in_part: bool,
+    /// Whether the condition `NetworkUnavailable` is anything but `False`; `None` if there is no such condition.
+    pub network_unavailable: Option<bool>,
     /// `metadata.annotations` whose name begins with `kube-router.io/`, interned as a whole.
     pub annotations: Labels,
 }

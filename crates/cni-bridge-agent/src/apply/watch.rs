@@ -1,0 +1,187 @@
+//! Notices that somebody else has touched the configuration, the plugin, or a link that matters.
+//!
+//! One thread for as long as the process lives. What is told wakes the loop, which looks at everything: so the echo of
+//! our own writes is left out only where it is easy (drafts), and a folder that is gone is found by the next audit.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kernel_netlink::route::{Change, Event, Link, LinkIndex, LinkKind, Monitor, Scope, Watch};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+
+use crate::owned::DRAFT_PREFIX;
+
+/// Between two wake-ups: what is written in pieces is looked at once.
+const PAUSE: Duration = Duration::from_millis(200);
+/// A folder that was not there, or is gone, is looked for so often.
+const AGAIN: u16 = 5000;
+
+/// What is watched.
+pub struct Watched {
+    inotify: Inotify,
+    folders: Vec<Folder>,
+    monitor: Monitor,
+    links: Links,
+}
+
+struct Folder {
+    path: PathBuf,
+    watch: Option<WatchDescriptor>,
+}
+
+/// What is known of links, so that a pod's veth that comes or goes wakes nobody.
+#[derive(Default)]
+struct Links(HashMap<LinkIndex, u32>);
+
+impl Watched {
+    /// Starts to watch folders, and links in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`io::Error`] when the kernel does not let us.
+    pub fn open(folders: &[&Path]) -> io::Result<Self> {
+        let folders = folders.iter().map(|path| Folder { path: (*path).to_owned(), watch: None });
+        let watch = Watch { links: true, addresses: true, ..Watch::default() };
+        Ok(Self {
+            inotify: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?,
+            folders: folders.collect(),
+            monitor: Monitor::open(watch)?,
+            links: Links::default(),
+        })
+    }
+
+    /// Calls `changed` after each change, until watching fails.
+    ///
+    /// # Errors
+    /// [`io::Error`]; from then on only audits notice changes.
+    pub fn run(mut self, changed: impl Fn()) -> io::Result<()> {
+        loop {
+            let mut matters = self.watch_folders();
+            // Before the wait: what came while nobody waited is there.
+            matters |= self.files_changed()?;
+            matters |= self.links_changed()?;
+            if matters {
+                changed();
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+            let missing = self.folders.iter().any(|folder| folder.watch.is_none());
+            let timeout = if missing { PollTimeout::from(AGAIN) } else { PollTimeout::NONE };
+            let mut sources = [
+                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.monitor.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut sources, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Watches folders that are not watched. True if there is one that was not there.
+    fn watch_folders(&mut self) -> bool {
+        let mask = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        let mut new = false;
+        for folder in self.folders.iter_mut().filter(|folder| folder.watch.is_none()) {
+            folder.watch = self.inotify.add_watch(&folder.path, mask).ok();
+            new |= folder.watch.is_some();
+        }
+        new
+    }
+
+    fn files_changed(&mut self) -> io::Result<bool> {
+        let events = match self.inotify.read_events() {
+            Ok(events) => events,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        };
+        let gone = AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF;
+        for event in events.iter().filter(|event| event.mask.intersects(gone)) {
+            for folder in self.folders.iter_mut().filter(|folder| folder.watch == Some(event.wd)) {
+                if !event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    // The watch is of the folder that was there, wherever it is now. It fails where that is gone.
+                    let _ = self.inotify.rm_watch(event.wd);
+                }
+                folder.watch = None;
+            }
+        }
+        Ok(events.iter().any(matters))
+    }
+
+    fn links_changed(&mut self) -> io::Result<bool> {
+        let Some(change) = self.monitor.poll()? else { return Ok(false) };
+        Ok(self.links.matters(&change))
+    }
+}
+
+/// Whether an event is about a file that somebody may read.
+fn matters(event: &InotifyEvent) -> bool {
+    let name = event.name.as_deref().map(|name| name.to_string_lossy());
+    !name.is_some_and(|name| name.starts_with(DRAFT_PREFIX))
+}
+
+impl Links {
+    fn matters(&mut self, change: &Change) -> bool {
+        let mut matters = change.perhaps_more;
+        for event in &change.events {
+            matters |= match event {
+                Event::Link(link) => is_way(link) && self.0.insert(link.index, link.mtu) != Some(link.mtu),
+                Event::LinkGone(link) => self.0.remove(&link.index).is_some(),
+                Event::Address(address) | Event::AddressGone(address) => address.scope == Scope::UNIVERSE,
+                _ => false,
+            };
+        }
+        matters
+    }
+}
+
+/// Whether a node's packets may leave by a link.
+fn is_way(link: &Link) -> bool {
+    link.kind != LinkKind::Veth
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn files_of_others_are_told_and_drafts_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("net.d"), folder.path().join("bin"));
+        fs::create_dir(&one).unwrap();
+        let watched = Watched::open(&[&one, &other]).unwrap();
+        let (told, heard) = mpsc::channel();
+        std::thread::spawn(move || watched.run(|| told.send(()).unwrap()));
+        let next = |limit| heard.recv_timeout(Duration::from_millis(limit)).is_ok();
+        assert!(next(2000), "the folder that is there");
+        fs::write(one.join(format!("{DRAFT_PREFIX}x.00")), "draft").unwrap();
+        assert!(!next(600));
+        fs::write(one.join("10-x.conflist"), "{}").unwrap();
+        assert!(next(2000));
+        while next(600) {}
+        fs::remove_file(one.join("10-x.conflist")).unwrap();
+        assert!(next(2000));
+        // One that comes late is looked for.
+        fs::create_dir(&other).unwrap();
+        assert!(next(u64::from(AGAIN) + 2000));
+        fs::remove_dir(&other).unwrap();
+        assert!(next(2000));
+        while next(600) {}
+        fs::create_dir(&other).unwrap();
+        assert!(next(u64::from(AGAIN) + 2000));
+    }
+}
