@@ -7,15 +7,16 @@ CONFORMANCE_DIR ?= $(abspath ../shared/conformance)
 export CONFORMANCE_DIR
 
 # Debian packages, by what needs them.
-TEST_PACKAGES := iproute2 nftables conntrack util-linux xz-utils
+TEST_PACKAGES := iproute2 nftables conntrack strace util-linux xz-utils
 VM_PACKAGES := qemu-system-x86 python3
 BENCH_PACKAGES := iproute2 nftables ipset iptables
+CNI_BENCH_PACKAGES := iproute2 iptables containernetworking-plugins time
 
 # Tests that need root or the public suites. Always with the same packages and features, so that each crate is
 # compiled once for all of them.
 PRIVILEGED := --workspace --features cni-bridge/netns,cni-bridge/conformance,common-informer/conformance,kernel-netlink/netns,kernel-nft/netns,npc-firewall/netns,npc-firewall/conformance,svc-proxy-ipvs/conformance
 # What has an image, metrics and a part in the chart. COMPONENT= chooses one.
-COMPONENTS := npc-firewall svc-proxy-ipvs lb-ipam
+COMPONENTS := npc-firewall svc-proxy-ipvs cni-bridge-agent lb-ipam
 FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
 
 .PHONY: help
@@ -84,6 +85,11 @@ bench-firewall-control: need-cargo ## What a change of objects costs: CPU, time 
 bench-firewall-data: need-cargo ## What a packet costs, side by side with kube-router's layouts; needs root
 	@$(MAKE) --no-print-directory PACKAGES="$(BENCH_PACKAGES)" packages
 	cargo bench -p npc-firewall --bench data
+
+.PHONY: bench-cni
+bench-cni: need-cargo ## What attaching a pod takes, side by side with the plugins of containernetworking; needs root
+	@$(MAKE) --no-print-directory PACKAGES="$(CNI_BENCH_PACKAGES)" packages
+	cargo bench -p cni-bridge --bench cni
 
 .PHONY: bench-services
 bench-services: need-cargo ## First sync, changes, connections, memory by the number of Services, on Linux 6.1 in QEMU
