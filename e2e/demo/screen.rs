@@ -115,10 +115,7 @@ impl Screen {
     }
 
     pub(crate) fn closing(&self, took: Duration, keep: bool) {
-        say!(
-            "\n{}",
-            self.good(&format!("Every step was as its policy says; {:.0} s.", took.as_secs_f64()))
-        );
+        say!("\n{}", self.good(&format!("Every step was as its policy says; {:.0} s.", took.as_secs_f64())));
         if !keep {
             say!("Next:");
             say!("  make demo KEEP=1   the same, and leaves it up: edit the policies and watch");

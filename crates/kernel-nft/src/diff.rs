@@ -1,7 +1,8 @@
 //! The steps from what is there to what should be.
 //!
 //! One transaction is atomic, so the order inside it only has to be one that the kernel accepts: it refuses
-//! to delete what is still named by something, and to name what does not exist.
+//! to delete what is still named by something, and to name what does not exist. What is committed ahead of the
+//! rest (the module `ahead`) comes first.
 //!
 //! ```text
 //!  flush chains ─► delete elements ─► delete sets, chains, counters
@@ -13,6 +14,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::ahead::move_ahead;
 use crate::reference::Reference;
 use crate::ruleset::{Chain, Counter, Key, Name, Op, Ruleset, Set, TableFlags, Value};
 
@@ -32,7 +34,7 @@ pub fn create(want: &Ruleset) -> Vec<Op> {
 /// Named counters keep their values, also when their comment changes.
 pub fn diff(want: &Ruleset, have: &Ruleset) -> Vec<Op> {
     if want.table == have.table {
-        return changes(want, have);
+        return move_ahead(changes(want, have));
     }
     let orphan = TableFlags { persist: true, ..TableFlags::default() };
     let adopted = TableFlags { owner: true, persist: true, dormant: false };
@@ -45,7 +47,7 @@ pub fn diff(want: &Ruleset, have: &Ruleset) -> Vec<Op> {
     if adoptable {
         let mut ops = vec![Op::AddTable(want.table.clone())];
         ops.extend(changes(want, have));
-        return ops;
+        return move_ahead(ops);
     }
     let mut ops = vec![Op::DeleteTable];
     ops.extend(create(want));

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::ahead::move_ahead;
 use crate::elements::Elements;
 use crate::ruleset::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, TableFlags, Value};
 
@@ -218,7 +219,7 @@ impl Phases {
             self.removed_chains,
             self.removed_sets,
         ];
-        Steps { ops: phases.into_iter().flatten().collect(), tightened: self.tightened }
+        Steps { ops: move_ahead(phases.into_iter().flatten().collect()), tightened: self.tightened }
     }
 }
 

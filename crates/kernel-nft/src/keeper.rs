@@ -1,8 +1,8 @@
 //! One table that a program keeps: read, compared with what is wanted, changed.
 
-use crate::diff;
 use crate::ruleset::{Counter, Family, Name, Op, Ruleset};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
+use crate::{ahead, create, diff};
 
 /// The table of a program in the kernel.
 #[derive(Debug)]
@@ -83,11 +83,23 @@ impl<N: Nftables> Keeper<N> {
         }
     }
 
-    /// Commits steps that start from what the kernel is known to hold.
+    /// Commits steps that start from what the kernel is known to hold: in one transaction, or two if there are
+    /// new chains to jump to. For why, see the module `ahead`.
     ///
     /// # Errors
-    /// As the kernel says; nothing was changed then.
+    /// As the kernel says; then nothing was changed, or there are new chains that nothing jumps to.
     pub fn commit(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
+        // Nobody jumps in a table that is not there yet. One that is there has a generation when it is adopted.
+        let is_new = generation.is_none() && matches!(ops.first(), Some(Op::AddTable(_)));
+        let (first, rest) = ops.split_at(if is_new { 0 } else { ahead::count(ops) });
+        self.transact(first, generation)?;
+        // The transaction before made it the next one.
+        let next = |generation: u32| generation.checked_add(1).unwrap_or(1);
+        let generation = if first.is_empty() { generation } else { generation.map(next) };
+        self.transact(rest, generation).map_err(|error| error.after(first.len()))
+    }
+
+    fn transact(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
         if ops.is_empty() {
             return Ok(());
         }
@@ -113,11 +125,7 @@ impl<N: Nftables> Keeper<N> {
 impl Found {
     /// Steps from here to the wanted table.
     pub fn steps_to(&self, want: &Ruleset) -> Vec<Op> {
-        let Some(observed) = &self.observed else {
-            let mut ops = vec![Op::AddTable(want.table.clone())];
-            ops.extend(diff(want, &Ruleset::new(want.table.clone())));
-            return ops;
-        };
+        let Some(observed) = &self.observed else { return create(want) };
         let mut ops = diff(want, &observed.ruleset);
         if observed.ownership == Ownership::Orphaned && !matches!(ops.first(), Some(Op::AddTable(_))) {
             // Its last owner is gone; this makes the table ours.

@@ -9,6 +9,7 @@
 #[cfg(test)]
 extern crate self as kernel_nft;
 
+mod ahead;
 mod apply;
 pub mod builder;
 pub mod conntrack;

@@ -142,6 +142,14 @@ impl CommitError {
             Self::NotOwner { .. } | Self::Invalid { .. } => false,
         }
     }
+
+    /// The same, if so many ops were committed before.
+    pub(crate) fn after(mut self, before: usize) -> Self {
+        if let Self::Refused { op, .. } | Self::NotOwner { op, .. } | Self::Invalid { op, .. } = &mut self {
+            *op += before;
+        }
+        self
+    }
 }
 
 struct Refusal(i32, Option<u32>);

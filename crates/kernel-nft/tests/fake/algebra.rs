@@ -1,6 +1,11 @@
 //! The algebra of differences, on random rulesets.
 
-use kernel_nft::{Fake, Family, Nftables, Op, Ruleset, Transaction, apply, create, diff};
+use std::collections::{BTreeMap, HashSet};
+
+use kernel_nft::{
+    CommitError, Counter, Error, Expr, Fake, Family, Keeper, Name, Nftables, Observed, Op, Ruleset,
+    Transaction, Value, Verdict, apply, create, diff,
+};
 use proptest::prelude::*;
 
 use crate::random::Random;
@@ -10,9 +15,80 @@ fn two(seed: u64) -> (Ruleset, Ruleset) {
     (random.ruleset("t"), random.ruleset("t"))
 }
 
-fn commit(fake: &mut Fake, ops: &[Op]) -> Result<(), kernel_nft::CommitError> {
+fn commit(fake: &mut Fake, ops: &[Op]) -> Result<(), CommitError> {
     let table = "t".into();
     fake.commit(&Transaction { family: Family::Inet, table: &table, ops, generation: None })
+}
+
+/// A model of the kernel that remembers what it was told, a list for each transaction.
+struct Told {
+    fake: Fake,
+    transactions: Vec<Vec<Op>>,
+}
+
+impl Nftables for Told {
+    fn observe(&mut self, family: Family, table: &str) -> Result<Option<Observed>, Error> {
+        self.fake.observe(family, table)
+    }
+
+    fn observe_counters(&mut self, family: Family, table: &str) -> Result<BTreeMap<Name, Counter>, Error> {
+        self.fake.observe_counters(family, table)
+    }
+
+    fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError> {
+        self.transactions.push(transaction.ops.to_vec());
+        self.fake.commit(transaction)
+    }
+
+    fn portid(&self) -> u32 {
+        self.fake.portid()
+    }
+}
+
+/// The chains that a verdict leads to.
+fn target(verdict: &Verdict) -> Option<&Name> {
+    match verdict {
+        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain),
+        _ => None,
+    }
+}
+
+/// Names that ops make and names that they delete, of any kind of thing.
+fn made_and_deleted(ops: &[Op]) -> (HashSet<&Name>, HashSet<&Name>) {
+    let (mut made, mut deleted) = (HashSet::new(), HashSet::new());
+    for op in ops {
+        match op {
+            Op::AddChain(name, ..) | Op::AddSet(name, _) | Op::AddCounter(name, _) => made.insert(name),
+            Op::DeleteChain(name) | Op::DeleteSet(name) | Op::DeleteCounter(name) => deleted.insert(name),
+            _ => false,
+        };
+    }
+    (made, deleted)
+}
+
+/// Chains that a transaction makes and that what was there before it then leads to.
+fn led_to_at_once(ops: &[Op]) -> Vec<&Name> {
+    let (made, _) = made_and_deleted(ops);
+    let mut targets = Vec::new();
+    for op in ops {
+        match op {
+            Op::AddElements(set, elements) if !made.contains(set) => {
+                targets.extend(elements.iter().filter_map(|(_, value)| match value {
+                    Value::Verdict(verdict) => target(verdict),
+                    _ => None,
+                }));
+            }
+            Op::AddRule(chain, rule) if !made.contains(chain) => {
+                targets.extend(rule.expressions.iter().filter_map(|expression| match expression {
+                    Expr::Verdict(verdict) => target(verdict),
+                    _ => None,
+                }));
+            }
+            _ => {}
+        }
+    }
+    targets.retain(|target| made.contains(target));
+    targets
 }
 
 proptest! {
@@ -42,6 +118,28 @@ proptest! {
             return Err(TestCaseError::fail(format!("{error}: {ops:#?}")));
         }
         prop_assert_eq!(fake.ruleset(Family::Inet, "t"), Some(want));
+    }
+
+    #[test]
+    fn a_chain_has_its_rules_before_something_leads_to_it(seed: u64) {
+        let (want, have) = two(seed);
+        let mut fake = Fake::new();
+        commit(&mut fake, &create(&have)).unwrap();
+        let generation = fake.observe(Family::Inet, "t").unwrap().map(|observed| observed.generation);
+        let ops = diff(&want, &have);
+        let mut keeper = Keeper::new(Told { fake, transactions: Vec::new() }, Family::Inet, "t");
+        keeper.commit(&ops, generation).unwrap();
+        let told = keeper.nft();
+        prop_assert_eq!(told.fake.ruleset(Family::Inet, "t"), Some(want));
+        prop_assert_eq!(told.transactions.concat(), &ops[..]);
+        prop_assert!(told.transactions.len() <= 2);
+        let (made, deleted) = made_and_deleted(&ops);
+        // Things that are renewed under their names leave no other way than one transaction.
+        if made.is_disjoint(&deleted) {
+            for transaction in &told.transactions {
+                prop_assert_eq!(led_to_at_once(transaction), Vec::<&Name>::new());
+            }
+        }
     }
 
     #[test]

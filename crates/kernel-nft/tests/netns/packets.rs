@@ -5,8 +5,9 @@
 //!  x/a ── n1 ── y/a     10.96.0.10, fd00:96::10 are nowhere: only the table knows them
 //! ```
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use kernel_nft::Field::Address;
 use kernel_nft::Side::{Destination, Source};
@@ -194,4 +195,62 @@ fn packets_that_are_not_tracked_have_no_connection() {
         load(&cluster, chain, rules, sets(other));
         assert_eq!(answer(&cluster, pod, Protocol::Tcp, 80).0, "y/a");
     }
+}
+
+/// How long chains are changed under a flood.
+const FLOOD: Duration = Duration::from_secs(2);
+
+/// KERNEL: net/netfilter/nf_tables_core.c. See `kernel_nft::ahead`.
+#[test]
+fn no_packet_falls_through_a_chain_that_takes_the_place_of_another() {
+    let cluster = pods();
+    let (version, family, _) = VERSIONS[0];
+    let pod = cluster.address("y/a", family).unwrap();
+    let receiver = cluster
+        .namespace("y/a")
+        .unwrap()
+        .run(|| UdpSocket::bind(SocketAddr::new(pod, 9000)).unwrap())
+        .unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let sender = cluster.namespace("x/a").unwrap().run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    let node = cluster.namespace("n1").unwrap();
+    let mut keeper = node.run(|| Keeper::new(Socket::open().unwrap(), Family::Inet, "svc")).unwrap();
+    let table =
+        Table { family: Family::Inet, name: name("svc"), flags: TableFlags::default(), comment: None };
+    let mut journal = Journal::new(Ruleset::new(table));
+    keeper.commit(&[Op::AddTable(journal.ruleset().table.clone())], None).unwrap();
+    journal.ensure_set(&name("pods"), || SetSpec::verdicts(&[version.data_type()]));
+    let dispatch = Rule::new().address_verdict(Destination, version, &name("pods"));
+    let hook = Some(base(ChainType::Filter, Hook::Forward, 0));
+    journal.set_chain(&name("forward"), Some(Chain { base: hook, comment: None, rules: vec![dispatch] }));
+    let stop = AtomicBool::new(false);
+    let mut commits = 0_u32;
+    std::thread::scope(|scope| {
+        let start = Instant::now();
+        while start.elapsed() < FLOOD {
+            let chain = name(&format!("c{commits}"));
+            let rules = vec![Rule::new().drop()];
+            journal.set_chain(&chain, Some(Chain { base: None, comment: None, rules }));
+            journal.set_element(&name("pods"), Key::from(pod), Some(Value::Verdict(Verdict::Jump(chain))));
+            if commits > 0 {
+                journal.set_chain(&name(&format!("c{}", commits - 1)), None);
+            }
+            keeper.commit(&journal.take_steps(|_| false).ops, None).unwrap();
+            commits += 1;
+            if commits == 1 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        sender.send_to(b"x", (pod, 9000)).ok();
+                    }
+                });
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(commits > 100, "{commits} changes");
+    let mut through = 0;
+    while receiver.recv(&mut [0; 8]).is_ok() {
+        through += 1;
+    }
+    assert_eq!(through, 0, "packets of {commits} changes");
 }
