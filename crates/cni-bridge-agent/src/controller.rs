@@ -111,6 +111,9 @@ struct Seen {
     /// Plugin and configuration are in place.
     in_place: bool,
     conf: Option<Json>,
+    /// The last configuration that was in place. If the file is lost it comes back with all that others wrote into it,
+    /// above all the network's name, by which addresses are reserved.
+    last: Option<Json>,
     taken_instead: Option<String>,
     link: Option<LinkMtu>,
     /// Why the MTU is not what it should be.
@@ -165,7 +168,8 @@ impl<K: Rtnetlink, S: NodeStatus> Agent<K, S> {
             return Err(Error::NoPodCidr(self.name.clone()));
         }
         let desired = Desired { mtu: self.mtu(&facts), pod_cidrs: facts.pod_cidrs, in_part: facts.in_part };
-        let planned = conf::merge(found.as_ref(), &desired, &self.config).map_err(unusable)?;
+        let base = found.as_ref().or(self.seen.last.as_ref());
+        let planned = conf::merge(base, &desired, &self.config).map_err(unusable)?;
         match conf::ours(&planned, &self.config.plugin_type) {
             Some(ours) if !ours.subnets.is_empty() => Ok((found, planned)),
             _ => Err(Error::NoPodCidr(self.name.clone())),
@@ -217,6 +221,7 @@ impl<K: Rtnetlink, S: NodeStatus> Agent<K, S> {
             report.count("conf_written");
             tracing::info!(file = %self.files.conf.display(), new = found.is_none(), "configuration written");
         }
+        self.seen.last = Some(planned.clone());
         self.seen.conf = Some(planned);
         self.seen.in_place = true;
         // An older version does its work meanwhile.

@@ -24,9 +24,12 @@ pub const CONF_FILE: &str = "/etc/cni/net.d/10-kuberouter.conflist";
 /// The bridge, as kube-router's.
 pub const BRIDGE: &str = "kube-bridge";
 
-/// Name of a network whose configuration is made here. One that was there keeps its name, by which its addresses are
-/// reserved.
-pub const NETWORK: &str = "kubernetes";
+/// Name of a network whose configuration is made here: that of kube-router's manifests. Addresses are reserved by it, so
+/// on a node that has lost its configuration those of running pods are known again. One that has a name keeps it.
+pub const NETWORK: &str = "mynet";
+
+/// The same of a file with one plugin, as kube-router's used to be.
+pub const SINGLE_NETWORK: &str = "kubernetes";
 
 /// The condition of the node that is set to False.
 pub const CONDITION: &str = "NetworkUnavailable";

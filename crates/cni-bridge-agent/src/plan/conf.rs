@@ -122,11 +122,11 @@ pub fn parse(text: &[u8]) -> Result<Option<Json>, Unusable> {
 pub fn merge(found: Option<&Json>, desired: &Desired, config: &PlanConfig) -> Result<Json, Unusable> {
     let Some(found) = found else { return Ok(fresh(desired, config)) };
     let mut root = found.as_object().ok_or(Unusable::NotAnObject)?.clone();
-    let version = match config.form {
-        Form::List => VERSIONS[0],
-        Form::Single => SINGLE_VERSION,
+    let (version, name) = match config.form {
+        Form::List => (VERSIONS[0], owned::NETWORK),
+        Form::Single => (SINGLE_VERSION, owned::SINGLE_NETWORK),
     };
-    for (key, value) in [("cniVersion", version), ("name", owned::NETWORK)] {
+    for (key, value) in [("cniVersion", version), ("name", name)] {
         if root.text(key).is_none_or(str::is_empty) {
             root.set(key, Json::text(value));
         }
@@ -169,7 +169,7 @@ fn fresh(desired: &Desired, config: &PlanConfig) -> Json {
         Form::Single => {
             let mut root = Object::of([
                 ("cniVersion", Json::text(SINGLE_VERSION)),
-                ("name", Json::text(owned::NETWORK)),
+                ("name", Json::text(owned::SINGLE_NETWORK)),
             ]);
             ours.iter().for_each(|(key, value)| root.set(key, value.clone()));
             root.into()
