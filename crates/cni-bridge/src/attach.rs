@@ -280,7 +280,9 @@ fn add_elements(work: &Attachment, elements: &[table::Element]) -> Result<(), Cn
 fn remove_rules(work: &mut Attachment) {
     if work.reserved {
         let addresses: Vec<_> = work.addresses().iter().map(IpNet::addr).collect();
-        let _ = detach::remove_rules(&addresses, !work.host_ports.is_empty());
+        if let Ok(mut nft) = Nft::open() {
+            let _ = detach::remove_rules(&mut nft, &addresses, !work.host_ports.is_empty());
+        }
     }
 }
 

@@ -37,8 +37,13 @@ pub fn run(conf: &Value, call: &Call) -> Result<(), CniError> {
         addresses.retain(|ip| matches!(store.owner(*ip), Ok(None)));
         addresses.extend(reserved);
     }
-    let mut result = remove_rules(&addresses, host_ports);
+    // Without nf_tables there are no rules.
+    let mut nft = if addresses.is_empty() { None } else { Nft::open().ok() };
+    let mut result = nft.as_mut().map_or(Ok(()), |nft| remove_rules(nft, &addresses, host_ports));
     result = result.and(delete_links(name, call, &owner));
+    // KERNEL: closing the socket waits until what was removed can be freed (`nft_rcv_nl_event()`), 10 ms and more;
+    // that time has passed while the links went.
+    drop(nft);
     if host_ports && !addresses.is_empty() {
         forget_udp_flows(&mut |connection| addresses.contains(&connection.reply.source));
     }
@@ -53,13 +58,8 @@ pub fn run(conf: &Value, call: &Call) -> Result<(), CniError> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove_rules(addresses: &[IpAddr], host_ports: bool) -> Result<(), CniError> {
-    if addresses.is_empty() {
-        return Ok(());
-    }
-    // Without nf_tables there are no rules.
-    let Ok(mut nft) = Nft::open() else { return Ok(()) };
-    let mut keys: Vec<_> = addresses.iter().map(|ip| masquerade::key(*ip)).collect();
+pub fn remove_rules(nft: &mut impl Nftables, addresses: &[IpAddr], host_ports: bool) -> Result<(), CniError> {
+    let mut keys = table::present(nft, addresses.iter().map(|ip| masquerade::key(*ip)))?;
     let mut chains = Vec::new();
     if host_ports {
         let failed =
@@ -69,7 +69,7 @@ pub fn remove_rules(addresses: &[IpAddr], host_ports: bool) -> Result<(), CniErr
             chains = table::unused_chains(&seen.ruleset, &keys);
         }
     }
-    table::remove(&mut nft, &keys, &chains)
+    table::remove(nft, &keys, &chains)
 }
 
 /// Removes the links: the host's end by its name, and what the container has where the reference made it.

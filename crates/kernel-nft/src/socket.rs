@@ -7,10 +7,10 @@ use nix::libc;
 
 use crate::describe::describe;
 use crate::netlink::{Answer, DumpError, Netlink};
-use crate::ruleset::{Chain, Counter, DataType, Family, Name, Op, Rule, Ruleset, Set, TableFlags};
+use crate::ruleset::{Chain, Counter, DataType, Family, Key, Name, Op, Rule, Ruleset, Set, TableFlags};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
 use crate::wire::decode::{self, Dumped, Elements};
-use crate::wire::encode::{Batch, Subject};
+use crate::wire::encode::{Batch, Subject, element_key};
 use crate::wire::uapi::*;
 use crate::wire::{Message, Writer};
 
@@ -191,6 +191,26 @@ impl Socket {
         Ok(counters)
     }
 
+    /// Asks for one element: no dump, so nobody who writes meanwhile disturbs it.
+    fn element(&mut self, family: Family, table: &str, set: &str, key: &Key) -> Result<bool, DumpError> {
+        let mut writer = Writer::with_capacity(128);
+        let sequence = self.netlink.next_sequence();
+        let start = writer.message(NFT_MSG_GETSETELEM, NLM_F_REQUEST, sequence, family.number(), 0);
+        writer.text(NFTA_SET_ELEM_LIST_TABLE, table);
+        writer.text(NFTA_SET_ELEM_LIST_SET, set);
+        let list = writer.nest(NFTA_SET_ELEM_LIST_ELEMENTS);
+        let element = writer.nest(NFTA_LIST_ELEM);
+        element_key(&mut writer, key);
+        writer.end_nest(element);
+        writer.end_nest(list);
+        writer.end_message(start);
+        match self.netlink.request(writer.bytes(), false, |_| {}) {
+            Ok(()) => Ok(true),
+            Err(DumpError::Refused(libc::ENOENT)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Repeats an attempt to read as long as others write.
     fn settled<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> Result<T, DumpError>) -> Result<T, Error> {
         for _ in 0..ATTEMPTS {
@@ -258,6 +278,10 @@ impl Nftables for Socket {
 
     fn observe_counters(&mut self, family: Family, table: &str) -> Result<BTreeMap<Name, Counter>, Error> {
         self.settled(|socket| socket.counters(family, table))
+    }
+
+    fn has_element(&mut self, family: Family, table: &str, set: &str, key: &Key) -> Result<bool, Error> {
+        self.settled(|socket| socket.element(family, table, set, key))
     }
 
     fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError> {

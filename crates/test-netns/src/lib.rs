@@ -22,7 +22,8 @@
 //! - [`api_server`], [`cost`]: for benchmarks, what feeds a program and what its work costs.
 //! - [`interpreter`]: what an nftables ruleset makes of a packet, without a kernel.
 //! - [`house`]: rules of the project that a compiler does not check.
-//! - `server`, `conn`, `sctp`: both ends of the wire; `batch`: what `ip` is told.
+//! - [`sctp`]: the packets of an association's first half, for kernels without SCTP sockets.
+//! - `server`, `conn`: both ends of the wire; `batch`: what `ip` is told.
 //!
 //! Needs root, `ip`, `nsenter`, `setpriv` (iproute2, util-linux), and `nft` for rules. On an emulated machine
 //! `TEST_NETNS_SLOWNESS=5` makes probes wait five times as long.
@@ -40,7 +41,7 @@ pub mod matrix;
 pub mod namespace;
 pub mod outcome;
 pub mod probe;
-mod sctp;
+pub mod sctp;
 mod server;
 pub mod topology;
 

@@ -4,20 +4,29 @@
 
 /// What a received packet was.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Chunk {
+pub enum Chunk {
     /// Opens an association; the tag is what every answer must carry.
-    Init { tag: u32 },
+    Init {
+        /// The initiate tag.
+        tag: u32,
+    },
     /// The answer, with the text that our servers add.
-    InitAck { text: String },
+    InitAck {
+        /// What [`init_ack`] was given.
+        text: String,
+    },
     /// The refusal.
     Abort,
 }
 
 /// A packet of one chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Packet {
+pub struct Packet {
+    /// Where it comes from.
     pub source_port: u16,
+    /// Where it goes.
     pub destination_port: u16,
+    /// What it says.
     pub chunk: Chunk,
 }
 
@@ -27,24 +36,28 @@ const TEXT_PARAMETER: u16 = 0x8f01;
 const STATE_COOKIE: u16 = 7;
 
 /// An INIT: verification tag 0 (§8.5.1), `tag` as the initiate tag, which must not be 0.
-pub(crate) fn init(source_port: u16, destination_port: u16, tag: u32) -> Vec<u8> {
+#[must_use]
+pub fn init(source_port: u16, destination_port: u16, tag: u32) -> Vec<u8> {
     packet(source_port, destination_port, 0, 1, &init_body(tag, &[]))
 }
 
 /// The answer to an INIT that carried `peer_tag`; `text` travels in a parameter that stacks skip.
-pub(crate) fn init_ack(source_port: u16, destination_port: u16, peer_tag: u32, text: &str) -> Vec<u8> {
+#[must_use]
+pub fn init_ack(source_port: u16, destination_port: u16, peer_tag: u32, text: &str) -> Vec<u8> {
     let mut parameters = parameter(STATE_COOKIE, b"none");
     parameters.extend(parameter(TEXT_PARAMETER, text.as_bytes()));
     packet(source_port, destination_port, peer_tag, 2, &init_body(0x5eed_0001, &parameters))
 }
 
 /// The refusal of an INIT that carried `peer_tag`.
-pub(crate) fn abort(source_port: u16, destination_port: u16, peer_tag: u32) -> Vec<u8> {
+#[must_use]
+pub fn abort(source_port: u16, destination_port: u16, peer_tag: u32) -> Vec<u8> {
     packet(source_port, destination_port, peer_tag, 6, &[])
 }
 
 /// Reads a packet (without its IP header). `None`: not SCTP, or a chunk that isn't one of the three.
-pub(crate) fn parse(bytes: &[u8]) -> Option<Packet> {
+#[must_use]
+pub fn parse(bytes: &[u8]) -> Option<Packet> {
     let word = |at: usize| bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
     let chunk = match bytes.get(HEADER)? {
         1 => Chunk::Init { tag: u32::from(word(16)?) << 16 | u32::from(word(18)?) },

@@ -1,7 +1,7 @@
 //! The program, killed at any time.
 
 use std::io::Write;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ use crate::lab::{Lab, links};
 
 const TIMES: u32 = 50;
 
-fn start(lab: &Lab, pod: &Namespace, conf: &Value) -> Child {
-    let mut command = lab.node.command(env!("CARGO_BIN_EXE_cni-bridge"));
+/// Starts `command` with the environment and input of a call.
+fn start(mut command: Command, verb: &str, pod: &Namespace, conf: &Value) -> Child {
     let mut child = command
-        .env("CNI_COMMAND", "ADD")
+        .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", "a")
         .env("CNI_IFNAME", "eth0")
         .env("CNI_NETNS", pod.path())
@@ -28,35 +28,95 @@ fn start(lab: &Lab, pod: &Namespace, conf: &Value) -> Child {
     child
 }
 
+/// All that an attachment may have.
+fn conf(lab: &Lab) -> Value {
+    lab.conf(json!({
+        "ipMasq": true, "hairpinMode": true, "macspoofchk": true, "capabilities": {"portMappings": true},
+        "runtimeConfig": {"portMappings": [
+            {"hostPort": 8080, "containerPort": 80}, {"hostPort": 8053, "containerPort": 53, "protocol": "udp"}]}}))
+}
+
+/// What may come after a call that was killed, by turns.
+fn clean(lab: &Lab, turn: usize, pod: &Namespace, conf: &Value) {
+    match turn % 3 {
+        0 => lab.del("a", pod, conf),
+        // The namespace is gone for the runtime.
+        1 => lab.call("DEL", "a", "", conf),
+        // It forgets the container, and asks for GC at some time.
+        _ => lab.call("GC", "", "", &lab.conf(json!({"cni.dev/valid-attachments": []}))),
+    }
+    .success();
+}
+
+fn program(lab: &Lab) -> Command {
+    lab.node.command(env!("CARGO_BIN_EXE_cni-bridge"))
+}
+
 #[test]
 fn an_add_that_is_killed_at_any_time_leaves_nothing_that_del_or_gc_does_not_find() {
     let lab = Lab::new();
-    let conf = lab.conf(json!({
-        "ipMasq": true, "hairpinMode": true, "capabilities": {"portMappings": true},
-        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}));
+    let conf = conf(&lab);
     let pod = Namespace::new("pod").unwrap();
     let begin = Instant::now();
-    assert!(start(&lab, &pod, &conf).wait().unwrap().success());
+    assert!(start(program(&lab), "ADD", &pod, &conf).wait().unwrap().success());
     let whole = begin.elapsed();
     lab.del("a", &pod, &conf).success();
     let mut unfinished = 0;
     for time in 0..TIMES {
-        let mut child = start(&lab, &pod, &conf);
+        let mut child = start(program(&lab), "ADD", &pod, &conf);
         sleep(whole * time / TIMES);
         child.kill().unwrap();
         unfinished += u32::from(!child.wait().unwrap().success());
         let what = format!("killed after {:?}", whole * time / TIMES);
-        let netns = pod.path();
-        match time % 3 {
-            0 => lab.call("DEL", "a", netns.to_str().unwrap(), &conf),
-            // The namespace is gone for the runtime.
-            1 => lab.call("DEL", "a", "", &conf),
-            // It forgets the container, and asks for GC at some time.
-            _ => lab.call("GC", "", "", &lab.conf(json!({"cni.dev/valid-attachments": []}))),
-        }
-        .success();
+        clean(&lab, time as usize, &pod, &conf);
         lab.assert_nothing_left(&what);
         assert!(links(&pod).is_empty(), "{what}");
     }
     assert!(unfinished > TIMES / 4, "only {unfinished} were killed before they were done");
+}
+
+/// What changes anything outside of the process; it is stopped before each of them.
+const CHANGES: &str = "flock,linkat,mkdir,rename,sendto,unlink,write";
+
+/// The program, killed when it is about to change something for the `step`th time.
+fn killed_at(lab: &Lab, step: usize) -> Command {
+    let mut command = lab.node.command("strace");
+    let inject = format!("inject={CHANGES}:signal=KILL:when={step}");
+    command.args(["-qqq", "-o", "/dev/null", "-e", &inject, env!("CARGO_BIN_EXE_cni-bridge")]);
+    command
+}
+
+/// Kills a call before each of its changes, from the first to the last, and lets others clean up.
+fn kill_at_each_step(verb: &str, least: usize) {
+    let lab = Lab::new();
+    let conf = conf(&lab);
+    let pod = Namespace::new("pod").unwrap();
+    // What is made once, and stays.
+    lab.add("a", &pod, &conf).success();
+    lab.del("a", &pod, &conf).success();
+    let mut step = 0;
+    loop {
+        step += 1;
+        if verb == "DEL" {
+            lab.add("a", &pod, &conf).success();
+        }
+        let finished = start(killed_at(&lab, step), verb, &pod, &conf).wait().unwrap().success();
+        clean(&lab, step, &pod, &conf);
+        lab.assert_nothing_left(&format!("{verb} killed before change {step}"));
+        assert!(links(&pod).is_empty(), "{verb} killed before change {step}");
+        if finished {
+            break;
+        }
+    }
+    assert!(step > least, "{verb} is done after {step} changes");
+}
+
+#[test]
+fn a_del_that_is_killed_before_any_of_its_changes_is_finished_by_the_next_or_gc() {
+    kill_at_each_step("DEL", 8);
+}
+
+#[test]
+fn an_add_that_is_killed_before_any_of_its_changes_is_undone_by_del_or_gc() {
+    kill_at_each_step("ADD", 20);
 }

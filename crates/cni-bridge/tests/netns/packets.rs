@@ -1,12 +1,13 @@
 //! Packets: between pods, to the node, out of it, into it by its ports.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_netns::Namespace;
+use socket2::{Domain, Protocol, Socket, Type};
+use test_netns::{Namespace, sctp};
 
 use crate::lab::Lab;
 
@@ -63,6 +64,58 @@ fn ask_udp(namespace: &Namespace, server: &str) -> Option<String> {
             })
         })
         .unwrap()
+}
+
+/// All SCTP packets of a family in a namespace. Raw, as not every kernel has sockets for SCTP; it travels as an
+/// `UdpSocket`, whose system calls are right for it.
+fn raw_sctp(namespace: &Namespace, any: IpAddr) -> UdpSocket {
+    let here = SocketAddr::new(any, 0);
+    let protocol = Some(Protocol::from(nix::libc::IPPROTO_SCTP));
+    let open = || Socket::new(Domain::for_address(here), Type::RAW, protocol).unwrap();
+    namespace.run(open).unwrap().into()
+}
+
+/// The next packet; it comes with its IP header if it is IPv4.
+fn receive_sctp(socket: &UdpSocket) -> Option<(sctp::Packet, IpAddr)> {
+    let mut buffer = [0; 512];
+    let (length, from) = socket.recv_from(&mut buffer).ok()?;
+    let header = if from.is_ipv4() { usize::from(buffer[0] & 15) * 4 } else { 0 };
+    Some((sctp::parse(&buffer[header..length])?, from.ip()))
+}
+
+/// Accepts associations with the client's address, as the server sees it.
+fn serve_sctp(namespace: &Namespace, any: IpAddr, port: u16) {
+    let socket = raw_sctp(namespace, any);
+    thread::spawn(move || {
+        loop {
+            let Some((packet, from)) = receive_sctp(&socket) else { continue };
+            if let (sctp::Chunk::Init { tag }, true) = (packet.chunk, packet.destination_port == port) {
+                let answer = sctp::init_ack(port, packet.source_port, tag, &from.to_string());
+                let _ = socket.send_to(&answer, SocketAddr::new(from, 0));
+            }
+        }
+    });
+}
+
+/// The address that the server sees; `None` if there is no answer.
+fn ask_sctp(namespace: &Namespace, server: &str, own_port: u16) -> Option<String> {
+    let server: SocketAddr = server.parse().unwrap();
+    let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = raw_sctp(namespace, any);
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    (0..4).find_map(|_| {
+        socket.send_to(&sctp::init(own_port, server.port(), 7), SocketAddr::new(server.ip(), 0)).ok()?;
+        let (packet, from) = receive_sctp(&socket)?;
+        match packet.chunk {
+            sctp::Chunk::InitAck { text }
+                if (packet.source_port, packet.destination_port, from)
+                    == (server.port(), own_port, server.ip()) =>
+            {
+                Some(text)
+            }
+            _ => None,
+        }
+    })
 }
 
 /// A host that has no way back to pods: it answers the node only.
@@ -133,7 +186,8 @@ fn ports_of_the_node_lead_to_the_container() {
     let outside = outside(&lab);
     outside.ip("route add default via 192.0.2.1\nroute add ::/0 via 2001:db8::1").unwrap();
     let ports = json!({"portMappings": [
-        port(8080, 80, "tcp", ""), port(8081, 80, "TCP", "192.0.2.1"), port(8053, 80, "udp", "")]});
+        port(8080, 80, "tcp", ""), port(8081, 80, "TCP", "192.0.2.1"), port(8053, 80, "udp", ""),
+        port(8036, 36, "sctp", "")]});
     // KERNEL: with br_netfilter the bridge itself sends what is translated to a neighbour; back by the port that it
     // came in by only with this.
     let conf = lab
@@ -151,7 +205,9 @@ fn ports_of_the_node_lead_to_the_container() {
         (&b, "192.0.2.1:8080", "10.1.2.1"),
         (&a, "192.0.2.1:8080", "10.1.2.1"),
         (&b, "[2001:db8::1]:8080", "fd00:1::1"),
+        (&a, "[2001:db8::1]:8080", "fd00:1::1"),
         (&lab.node, "192.0.2.1:8080", "192.0.2.1"),
+        (&lab.node, "[2001:db8::1]:8080", "2001:db8::1"),
         (&lab.node, "127.0.0.1:8080", "10.1.2.1"),
     ] {
         let seen = ask(who, server, TIMEOUT);
@@ -159,12 +215,27 @@ fn ports_of_the_node_lead_to_the_container() {
     }
     assert_eq!(ask(&outside, "10.1.2.1:8081", PATIENCE), None, "of one address of the node only");
     assert_eq!(ask_udp(&outside, "192.0.2.1:8053").as_deref(), Some("192.0.2.9"));
+    assert_eq!(ask_udp(&outside, "[2001:db8::1]:8053").as_deref(), Some("2001:db8::9"));
     assert_eq!(ask_udp(&b, "192.0.2.1:8053").as_deref(), Some("10.1.2.1"));
+    assert_eq!(ask_udp(&a, "192.0.2.1:8053").as_deref(), Some("10.1.2.1"));
+    serve_sctp(&a, Ipv4Addr::UNSPECIFIED.into(), 36);
+    serve_sctp(&a, Ipv6Addr::UNSPECIFIED.into(), 36);
+    for (who, server, client) in [
+        (&outside, "192.0.2.1:8036", "192.0.2.9"),
+        (&outside, "[2001:db8::1]:8036", "2001:db8::9"),
+        (&b, "192.0.2.1:8036", "10.1.2.1"),
+        (&b, "[2001:db8::1]:8036", "fd00:1::1"),
+    ] {
+        let seen = ask_sctp(who, server, 40_036);
+        assert_eq!(seen.as_deref(), Some(client), "SCTP {server} from {}", who.label());
+    }
     let taken = Namespace::new("c").unwrap();
     let words = "portMappings: a port of the node already leads to 10.1.2.2";
     assert_eq!(lab.add("c", &taken, &conf).refusal().1, words);
     lab.del("a", &a, &conf).success();
     assert_eq!(ask(&outside, "192.0.2.1:8080", PATIENCE), None);
+    // Another port of its own, as the kernel remembers the association of the first.
+    assert_eq!(ask_sctp(&outside, "192.0.2.1:8036", 40_037), None);
     // Free again.
     lab.add("c", &taken, &conf).success();
 }

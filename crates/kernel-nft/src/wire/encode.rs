@@ -411,7 +411,8 @@ fn element(writer: &mut Writer, key: &Key, value: &Value) -> Result<(), &'static
     }
 }
 
-fn element_key(writer: &mut Writer, key: &Key) {
+/// The key of an element, as a question for it has it too.
+pub(crate) fn element_key(writer: &mut Writer, key: &Key) {
     let nest = writer.nest(NFTA_SET_ELEM_KEY);
     writer.attribute(NFTA_DATA_VALUE, key.as_bytes());
     writer.end_nest(nest);

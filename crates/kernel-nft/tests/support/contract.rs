@@ -35,6 +35,7 @@ macro_rules! contract {
             wrong_keys_and_values_are_refused
             a_map_key_changes_its_verdict_by_delete_and_add
             the_same_element_twice_is_no_error
+            an_element_is_found_by_its_key
             full_sets_are_refused
             circles_of_chains_are_refused
             chains_of_a_type_stand_at_its_hooks
@@ -308,6 +309,28 @@ pub(crate) fn the_same_element_twice_is_no_error(world: &mut dyn World) {
     commit(&mut *nft, &[add4("s", "10.0.0.1")]).unwrap();
     commit(&mut *nft, &[map4("m"), Op::AddElements(name("m"), verdict4("10.0.0.1", Verdict::Drop))]).unwrap();
     commit(&mut *nft, &[Op::AddElements(name("m"), verdict4("10.0.0.1", Verdict::Drop))]).unwrap();
+}
+
+pub(crate) fn an_element_is_found_by_its_key(world: &mut dyn World) {
+    let mut nft = world.open();
+    let has = |nft: &mut dyn Nftables, set: &str, address: &str| {
+        nft.has_element(Family::Inet, T, set, &v4(address)).unwrap()
+    };
+    assert!(!has(&mut *nft, "s", "10.0.0.1"), "there is no table");
+    let ops = [Op::AddTable(table()), set4("s"), add4("s", "10.0.0.1"), map4("m")];
+    commit(&mut *nft, &ops).unwrap();
+    commit(&mut *nft, &[Op::AddElements(name("m"), verdict4("10.0.0.3", Verdict::Drop))]).unwrap();
+    for (set, address, there) in [
+        ("s", "10.0.0.1", true),
+        ("s", "10.0.0.2", false),
+        ("m", "10.0.0.3", true),
+        ("m", "10.0.0.1", false),
+        ("x", "10.0.0.1", false),
+    ] {
+        assert_eq!(has(&mut *nft, set, address), there, "{set} {address}");
+    }
+    commit(&mut *nft, &[Op::DeleteElements(name("s"), vec![(v4("10.0.0.1"), Value::Member)])]).unwrap();
+    assert!(!has(&mut *nft, "s", "10.0.0.1"));
 }
 
 pub(crate) fn full_sets_are_refused(world: &mut dyn World) {
