@@ -44,6 +44,9 @@ def command(accelerator, kernel, archives, memory, interactive=False):
     # A kernel that hangs says where, and its guest ends.
     append = "console=ttyS0 loglevel=3 panic=-1 oops=panic softlockup_panic=1 softlockup_all_cpu_backtrace=1"
     append += " mitigations=off random.trust_cpu=on"
+    if accelerator == "tcg":
+        # An emulated processor stands still for many seconds when the host is busy: called locked up after 120.
+        append += " watchdog_thresh=60"
     return [*words, "-kernel", str(kernel), "-initrd", str(archives), "-append", append]
 
 
