@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common_informer::object::{Batch, Change, Family, Kind, Object, ObjectKey, ObjectRef};
 use common_informer::problem::{Complaint, Problems};
+use ipnet::IpNet;
 use kernel_netlink::route::Rtnetlink;
 use kernel_netlink::sysctl::{Name, State as SysctlState, Sysctls};
 use node_runtime::metrics::CommonMetrics;
@@ -118,6 +119,8 @@ struct Seen {
     link: Option<LinkMtu>,
     /// Why the MTU is not what it should be.
     mtu_problem: Option<String>,
+    /// Addresses that keep the bridge from being the gateway of pods.
+    gateways_of_before: Vec<IpNet>,
     sysctls: Vec<(&'static str, SysctlState)>,
     status_error: Option<String>,
 }
@@ -256,6 +259,21 @@ impl<K: Rtnetlink, S: NodeStatus> Agent<K, S> {
         self.seen.taken_instead = taken;
     }
 
+    /// Where the node's IPv4 CIDR is another than before, and `forceAddress` is not what the user wants.
+    fn look_at_bridge(&mut self) {
+        self.seen.gateways_of_before.clear();
+        let Known::Node(facts) = &self.known else { return };
+        let ours = self.seen.conf.as_ref().and_then(|conf| conf::ours(conf, &self.config.plugin_type));
+        if facts.in_part || !ours.is_some_and(|ours| ours.keeps_gateway) {
+            return;
+        }
+        let kernel = &mut self.surroundings.kernel;
+        match link::gateways_of_before(kernel, crate::owned::BRIDGE, &facts.pod_cidrs) {
+            Ok(found) => self.seen.gateways_of_before = found,
+            Err(error) => tracing::warn!(%error, "the bridge cannot be looked at"),
+        }
+    }
+
     fn ensure_sysctls(&mut self, report: &mut Report) {
         let Some(sysctls) = &self.surroundings.sysctls else { return };
         let named = crate::owned::SYSCTLS.into_iter().filter_map(|text| Some((text, Name::parse(text)?)));
@@ -317,6 +335,12 @@ impl<K: Rtnetlink, S: NodeStatus> Agent<K, S> {
         if let Some(why) = &seen.mtu_problem {
             tell("mtu", format!("MTU of pods: {why}"));
         }
+        if let Some(before) = seen.gateways_of_before.first() {
+            let bridge = crate::owned::BRIDGE;
+            let why = format!("{bridge} still has {before}, of no CIDR of this Node: new pods do not start");
+            let what = format!("drain the node, then `ip address del {before} dev {bridge}`");
+            tell("gateway_of_before", format!("{why}; {what}"));
+        }
         let off = seen.sysctls.iter().find_map(|(name, state)| sysctl_problem(name, state));
         if let Some(why) = off {
             tell(
@@ -377,6 +401,7 @@ impl<K: Rtnetlink, S: NodeStatus> Controller for Agent<K, S> {
         self.ensure_sysctls(&mut report);
         let result = self.put_in_place(&mut report);
         self.look_at_folder();
+        self.look_at_bridge();
         self.tell(now, &mut report);
         self.note_problems();
         let report = SyncReport {

@@ -14,7 +14,9 @@ use cni_bridge_agent::controller::{Agent, Surroundings};
 use common_informer::decode;
 use common_informer::intern::Interner;
 use common_informer::object::{Batch, Change, Kind};
-use kernel_netlink::route::{Address, Command, Fake, LinkChange, LinkIndex, LinkName, Rtnetlink};
+use kernel_netlink::route::{
+    Address, Bridge, Command, Fake, LinkChange, LinkIndex, LinkName, NewLink, NewLinkKind, Rtnetlink,
+};
 use kernel_netlink::sysctl::Sysctls;
 use node_runtime::{Cause, Controller, SyncReport};
 use serde_json::{Value, json};
@@ -308,6 +310,31 @@ fn a_malformed_cidr_costs_itself_and_takes_nothing_from_a_network_that_works() {
     let mut rig = Rig::new();
     rig.annotated("10.2.0.0/240");
     assert!(rig.sync().is_err() && !rig.conf_path().exists());
+}
+
+#[test]
+fn a_gateway_of_another_cidr_is_told_until_it_is_gone_or_gives_way() {
+    let mut rig = Rig::new();
+    let bridge = NewLink::new(LinkName::new("kube-bridge").unwrap(), NewLinkKind::Bridge(Bridge::default()));
+    rig.kernel.commit(&[Command::AddLink(bridge)]).unwrap();
+    let bridge = rig.kernel.observe_link(&LinkName::new("kube-bridge").unwrap()).unwrap().unwrap().index;
+    let gateways = ["10.1.0.1/24", "fd00:9::1/64"].map(|text| Address::new(bridge, text.parse().unwrap()));
+    rig.kernel.commit(&gateways.map(Command::AddAddress)).unwrap();
+    rig.node(json!({}));
+    assert_eq!(rig.reasons(), Vec::<&str>::new());
+    rig.annotated("10.2.0.0/24");
+    let told = rig.sync().unwrap().degraded;
+    assert_eq!(told[0].reason, "gateway_of_before");
+    assert!(told[0].message.contains("ip address del 10.1.0.1/24 dev kube-bridge"), "{}", told[0].message);
+    let mut conf = rig.conf();
+    conf["plugins"][0]["forceAddress"] = true.into();
+    fs::write(rig.conf_path(), conf.to_string()).unwrap();
+    assert_eq!(rig.reasons(), Vec::<&str>::new());
+    conf["plugins"][0]["forceAddress"] = false.into();
+    fs::write(rig.conf_path(), conf.to_string()).unwrap();
+    assert_eq!(rig.reasons(), ["gateway_of_before"]);
+    rig.kernel.commit(&[Command::DeleteAddress(gateways[0])]).unwrap();
+    assert_eq!(rig.reasons(), Vec::<&str>::new());
 }
 
 #[test]

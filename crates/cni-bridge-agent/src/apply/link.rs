@@ -1,4 +1,4 @@
-//! The link that carries packets of pods to other nodes, and its MTU.
+//! The link that carries packets of pods to other nodes, and its MTU; what stands in the way on the bridge.
 //!
 //! It is the link that has the node's internal address. Where that is on loopback or a dummy (nodes that announce
 //! their own address by BGP have it there) or on no link at all (it is translated on the way), it is the link of the
@@ -6,8 +6,9 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use kernel_netlink::Error;
-use kernel_netlink::route::{Link, LinkIndex, LinkKind, RouteFilter, RouteType, Rtnetlink, Table};
+use kernel_netlink::route::{Link, LinkIndex, LinkKind, LinkName, RouteFilter, RouteType, Rtnetlink, Table};
 
 /// An MTU, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,25 @@ pub fn smallest_mtu(kernel: &mut impl Rtnetlink, internal: &[IpAddr]) -> Result<
         .filter(|route| route.destination.prefix_len() == 0 && route.kind == RouteType::Unicast)
         .flat_map(|route| route.next_hops.iter().filter_map(|hop| hop.link));
     smallest(&links, ways).ok_or_else(|| LinkError::None(internal.to_vec()))
+}
+
+/// IPv4 addresses of the bridge in none of these networks. The plugin gives it no second one, so pods of the next CIDR
+/// do not start.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn gateways_of_before(
+    kernel: &mut impl Rtnetlink,
+    bridge: &str,
+    cidrs: &[IpNet],
+) -> Result<Vec<IpNet>, Error> {
+    let Some(name) = LinkName::new(bridge) else { return Ok(Vec::new()) };
+    let Some(bridge) = kernel.observe_link(&name)? else { return Ok(Vec::new()) };
+    let addresses = kernel.observe_addresses()?.into_iter().filter(|address| address.link == bridge.index);
+    let of_before = |network: &IpNet| {
+        network.addr().is_ipv4() && !cidrs.iter().any(|cidr| cidr.contains(&network.addr()))
+    };
+    Ok(addresses.map(|address| address.address).filter(of_before).collect())
 }
 
 /// Of links that lead away from this node. Loopback has 65536 bytes, and packets of nobody else.

@@ -9,6 +9,9 @@
 //! kube-router reads 1 and 3 for its CNI configuration (pkg/utils/pod_cidr.go) and 2 for its routes of the same node
 //! (pkg/controllers/routing): with only 2, pods got addresses that were not advertised. Here it is one.
 //!
+//! Of IPv4 one is used: a bridge is the gateway of one IPv4 network (as the reference's plugin has it), and every other
+//! pod would not start. Of IPv6 it can be the gateway of several.
+//!
 //! What is malformed costs itself: the rest of the same source is used, and never another source, which would move the
 //! node's pods to addresses that nobody meant.
 
@@ -122,10 +125,14 @@ fn usable(found: Vec<IpNet>, source: Source, problems: &mut Vec<Problem>) -> Vec
         let overlap = usable.iter().find(|other| other.contains(&network) || network.contains(*other));
         // The network's own address, the gateway's and a pod's, as host-local counts.
         let too_small = network.prefix_len() + 2 > network.max_prefix_len();
+        let other_v4 = usable.iter().find(|other| matches!((other, network), (IpNet::V4(_), IpNet::V4(_))));
         let why = match overlap {
             Some(same) if *same == network => continue,
             Some(other) => format!("{network} overlaps with {other}"),
             None if too_small => format!("{network} is too small to give addresses out of"),
+            None if let Some(other) = other_v4 => {
+                format!("the bridge is the gateway of {other} and cannot be that of {network} too")
+            }
             None => {
                 usable.push(network);
                 continue;
@@ -189,11 +196,11 @@ mod tests {
     #[test]
     fn networks_that_overlap_or_have_no_room_are_not_used() {
         let found = facts(
-            json!({POD_CIDRS: "10.2.0.0/16,10.2.3.0/24,10.2.0.0/16,10.9.0.0/31,fd00::/127"}),
+            json!({POD_CIDRS: "10.2.0.0/16,10.2.3.0/24,10.2.0.0/16,10.9.0.0/31,fd00::/127,fd00:1::/64,10.3.0.0/16,fd00:2::/64"}),
             json!({}),
         );
-        assert_eq!(cidrs(&found), ["10.2.0.0/16"]);
-        assert_eq!(found.problems.len(), 3, "{:?}", found.problems);
+        assert_eq!(cidrs(&found), ["10.2.0.0/16", "fd00:1::/64", "fd00:2::/64"]);
+        assert_eq!(found.problems.len(), 4, "{:?}", found.problems);
         assert!(found.problems.iter().all(|problem| problem.reason == Reason::UnusablePodCidr));
     }
 

@@ -85,6 +85,8 @@ pub struct Ours {
     pub mtu: Option<u64>,
     /// Networks that addresses are given out of.
     pub subnets: Vec<String>,
+    /// The bridge is a gateway, and an address that it has does not make way (`forceAddress`).
+    pub keeps_gateway: bool,
 }
 
 /// What is left of a configuration without us.
@@ -268,7 +270,9 @@ pub fn ours(conf: &Json, plugin_type: &str) -> Option<Ours> {
     let sets = ipam.get("ranges").and_then(Json::as_list).unwrap_or_default();
     let ranges = sets.iter().filter_map(Json::as_list).flatten();
     let subnets = ranges.filter_map(|range| range.as_object()?.text("subnet")).map(str::to_owned).collect();
-    Some(Ours { network: root.text("name").unwrap_or_default().to_owned(), mtu, subnets })
+    let is_set = |key: &str| plugin.get(key) == Some(&Json::Bool(true));
+    let keeps_gateway = (is_set("isGateway") || is_set("isDefaultGateway")) && !is_set("forceAddress");
+    Some(Ours { network: root.text("name").unwrap_or_default().to_owned(), mtu, subnets, keeps_gateway })
 }
 
 /// Whether our plugin and another one both look after host ports.

@@ -21,6 +21,7 @@ fn node() -> Namespace {
     node.ip("link add up0 mtu 1450 type veth peer name down0 mtu 1450\n\
              link set up0 up\n\
              link set down0 up\n\
+             link set lo up\n\
              link add up1 mtu 9000 type veth peer name down1 mtu 9000\n\
              link set up1 up\n\
              link set down1 up\n\
