@@ -14,7 +14,7 @@ CNI_BENCH_PACKAGES := iproute2 iptables containernetworking-plugins time
 
 # Tests that need root or the public suites. Always with the same packages and features, so that each crate is
 # compiled once for all of them.
-PRIVILEGED := --workspace --features cni-bridge/netns,cni-bridge/conformance,common-informer/conformance,kernel-netlink/netns,kernel-nft/netns,npc-firewall/netns,npc-firewall/conformance,svc-proxy-ipvs/conformance
+PRIVILEGED := --workspace --features cni-bridge-agent/netns,cni-bridge/netns,cni-bridge/conformance,common-informer/conformance,kernel-netlink/netns,kernel-nft/netns,npc-firewall/netns,npc-firewall/conformance,svc-proxy-ipvs/conformance
 # What has an image, metrics and a part in the chart. COMPONENT= chooses one.
 COMPONENTS := npc-firewall svc-proxy-ipvs cni-bridge-agent lb-ipam
 FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
