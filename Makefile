@@ -17,7 +17,8 @@ CNI_BENCH_PACKAGES := iproute2 iptables containernetworking-plugins time
 PRIVILEGED := --workspace --features cni-bridge-agent/netns,cni-bridge/netns,cni-bridge/conformance,common-informer/conformance,kernel-netlink/netns,kernel-nft/netns,npc-firewall/netns,npc-firewall/conformance,svc-proxy-ipvs/conformance
 # What has an image, metrics and a part in the chart. COMPONENT= chooses one.
 COMPONENTS := npc-firewall svc-proxy-ipvs cni-bridge-agent lb-ipam
-FIREWALL := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/npc-firewall
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+FIREWALL := $(TARGET)/debug/npc-firewall
 
 .PHONY: help
 help: ## This list
@@ -69,6 +70,12 @@ test-conformance: need-cargo ## The public suites of ../shared/conformance (CONF
 	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
 	cargo test $(PRIVILEGED) --test conformance_oracle --test conformance_netns --test conformance_endpoints --test conformance_services --test wire --test host_local --test replay
 
+.PHONY: test-containerd
+test-containerd: need-cargo ## Containers of Debian's containerd (29 MB to download) whose network is cni-bridge's; needs root
+	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
+	cargo build -p cni-bridge
+	CNI_BRIDGE="$(TARGET)/debug/cni-bridge" e2e/containerd/run
+
 .PHONY: fuzz-smoke
 fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests
 	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test -p kernel-nft -p kernel-netlink -p common-informer --lib -- fuzz any_json read_as_whole
@@ -89,7 +96,9 @@ bench-firewall-data: need-cargo ## What a packet costs, side by side with kube-r
 .PHONY: bench-cni
 bench-cni: need-cargo ## What attaching a pod takes, side by side with the plugins of containernetworking; needs root
 	@$(MAKE) --no-print-directory PACKAGES="$(CNI_BENCH_PACKAGES)" packages
-	cargo bench -p cni-bridge --bench cni
+	cargo rustc --release -p cni-bridge --bin cni-bridge -- -C target-feature=+crt-static
+	cp "$(TARGET)/release/cni-bridge" "$(TARGET)/cni-bridge-static"
+	CNI_BRIDGE="$(TARGET)/cni-bridge-static" cargo bench -p cni-bridge --bench cni
 
 .PHONY: bench-services
 bench-services: need-cargo ## First sync, changes, connections, memory by the number of Services, on Linux 6.1 in QEMU

@@ -6,7 +6,8 @@
 //! pods of its own, which are namespaces, and its reservations in a folder of its own. After each ADD it is looked
 //! whether the pod has what the result says, after each DEL whether it is gone; nothing of that is timed.
 //!
-//! Needs root, and GNU time for memory. `BENCH_ROUNDS` (default 20) lengthens it; `CNI_REFERENCE_DIR` (default
+//! Needs root, and GNU time for memory. `BENCH_ROUNDS` (default 20) lengthens it; `CNI_BRIDGE` names another program
+//! than the one that cargo has built (`make` has it linked statically, as in the image); `CNI_REFERENCE_DIR` (default
 //! `/usr/lib/cni`) says where the reference's plugins are.
 
 #[path = "cni/lane.rs"]
@@ -105,7 +106,8 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let rounds = rounds()?;
-    let ours = Path::new(env!("CARGO_BIN_EXE_cni-bridge"));
+    let ours = std::env::var_os("CNI_BRIDGE").unwrap_or_else(|| env!("CARGO_BIN_EXE_cni-bridge").into());
+    let ours = Path::new(&ours);
     let sides = [Side::ours(ours)?, Side::reference(&reference()?)];
     println!("\n## CNI plugin\n\n{}; {rounds} rounds of {ALONE} pods alone and {BURST} at once.", machine()?);
     for conf in Conf::ALL {

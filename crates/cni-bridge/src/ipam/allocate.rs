@@ -25,7 +25,7 @@ pub struct Allocation {
 pub fn allocate(store: &Store, conf: &IpamConf, owner: &Owner) -> Result<Vec<Allocation>, CniError> {
     let mut asked = conf.asked.clone();
     let mut given: Vec<Allocation> = Vec::new();
-    let has = store.addresses(owner).map_err(io)?;
+    let has = store.known_addresses(owner).map_err(io)?;
     let result = conf.sets.iter().enumerate().try_for_each(|(index, set)| {
         if let Some(ip) = has.iter().find(|ip| set.range_of(**ip).is_some()) {
             let container = &owner.container;

@@ -11,7 +11,8 @@
 //!
 //! A reservation is written whole to another name and then linked to its own, which fails if somebody has it: a call
 //! that is killed leaves none that is half written. What the index says is believed only if the reservation says the
-//! same; what it lacks (the reference made it) is found by reading all reservations.
+//! same. It has all that are made here, and, from the first call on, all that the reference has made until then; so an
+//! ADD does not read the reservations of others, however many there are. A DEL that finds nothing in it does.
 //!
 //! Containers do not outlive the machine: in the first call after a boot, all reservations of earlier ones go, also
 //! those that a power failure has left half written. So it is the note of the boot that is brought to the disk,
@@ -19,7 +20,8 @@
 //! again. Four times `fsync()` under the lock were a third of what an ADD took, and nearly all of what many at once
 //! waited for.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -61,7 +63,18 @@ pub struct StoreError {
 pub struct Store {
     folder: PathBuf,
     index: PathBuf,
+    /// Whose reservation waits to be linked, and where it is; it goes when this ends.
+    draft: RefCell<Option<(Owner, PathBuf)>>,
     _lock: Flock<File>,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some((_, path)) = self.draft.take() {
+            // What is left is removed by the owner's DEL, or GC.
+            let _ = remove_file(&path);
+        }
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -127,7 +140,7 @@ impl Store {
             .map_err(failed("opening", &path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed("locking", &path)(errno.into()))?;
-        let store = Self { folder, index, _lock: lock };
+        let store = Self { folder, index, draft: RefCell::default(), _lock: lock };
         store.forget_earlier_boots(boot_id)?;
         Ok(store)
     }
@@ -143,8 +156,10 @@ impl Store {
         if known.as_ref() == Some(&now) {
             return Ok(());
         }
-        // Without a note they may be the reference's, of this boot.
-        if known.is_some() {
+        if known.is_none() {
+            // They may be the reference's, of this boot.
+            self.index_all()?;
+        } else {
             for ip in self.reserved()? {
                 self.remove(ip)?;
             }
@@ -153,6 +168,17 @@ impl Store {
             }
         }
         self.write(&path, &now)
+    }
+
+    /// Makes an index of what others have reserved.
+    fn index_all(&self) -> Result<(), StoreError> {
+        let mut owners: BTreeMap<Owner, BTreeSet<IpAddr>> = BTreeMap::new();
+        for ip in self.reserved()? {
+            if let Some(owner) = self.owner(ip)? {
+                owners.entry(owner).or_default().insert(ip);
+            }
+        }
+        owners.iter().try_for_each(|(owner, ips)| self.set_indexed(owner, ips))
     }
 
     /// All addresses that somebody has.
@@ -184,36 +210,55 @@ impl Store {
     /// When nothing can be written.
     pub fn reserve(&self, ip: IpAddr, owner: &Owner) -> Result<bool, StoreError> {
         let path = self.folder.join(ip.to_string());
-        let draft = self.index.join(owner.draft());
-        write_whole(&draft, &owner.text()).map_err(failed("writing", &draft))?;
+        let draft = self.draft(owner)?;
         // ORDER: in the index first. An entry without its reservation means nothing.
         let mut ips = self.indexed(owner)?;
         ips.insert(ip);
         self.set_indexed(owner, &ips)?;
-        let linked = fs::hard_link(&draft, &path);
-        remove_file(&draft)?;
-        match linked {
+        match fs::hard_link(&draft, &path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(failed("writing", &path)(error)),
         }
     }
 
-    /// The addresses of an owner.
+    /// What reservations of an owner are links to. Written by this call: what an earlier one has left may be half of
+    /// it.
+    fn draft(&self, owner: &Owner) -> Result<PathBuf, StoreError> {
+        let mut draft = self.draft.borrow_mut();
+        match &*draft {
+            Some((known, path)) if known == owner => Ok(path.clone()),
+            _ => {
+                let path = self.index.join(owner.draft());
+                write_whole(&path, &owner.text()).map_err(failed("writing", &path))?;
+                if let Some((_, old)) = draft.replace((owner.clone(), path.clone())) {
+                    remove_file(&old)?;
+                }
+                Ok(path)
+            }
+        }
+    }
+
+    /// The addresses of an owner, if they are in the index.
+    ///
+    /// # Errors
+    /// When the reservations cannot be read.
+    pub fn known_addresses(&self, owner: &Owner) -> Result<BTreeSet<IpAddr>, StoreError> {
+        self.of_owner(self.indexed(owner)?, owner)
+    }
+
+    /// The addresses of an owner. All reservations are read if none is in the index.
     ///
     /// # Errors
     /// When the reservations cannot be read.
     pub fn addresses(&self, owner: &Owner) -> Result<BTreeSet<IpAddr>, StoreError> {
+        let known = self.known_addresses(owner)?;
+        if known.is_empty() { self.of_owner(self.reserved()?, owner) } else { Ok(known) }
+    }
+
+    fn of_owner(&self, ips: BTreeSet<IpAddr>, owner: &Owner) -> Result<BTreeSet<IpAddr>, StoreError> {
         let mut found = BTreeSet::new();
-        for ip in self.indexed(owner)? {
-            if self.owner(ip)?.is_some_and(|found| found.is(owner)) {
-                found.insert(ip);
-            }
-        }
-        if !found.is_empty() {
-            return Ok(found);
-        }
-        for ip in self.reserved()? {
+        for ip in ips {
             if self.owner(ip)?.is_some_and(|found| found.is(owner)) {
                 found.insert(ip);
             }
@@ -231,6 +276,7 @@ impl Store {
             self.remove(*ip)?;
         }
         // What a call that was killed had begun to write, too.
+        self.draft.take();
         for name in [owner.digest(), owner.draft()] {
             remove_file(&self.index.join(name))?;
         }
@@ -256,6 +302,7 @@ impl Store {
             }
         }
         // What calls that were killed had begun to write, too.
+        self.draft.take();
         for entry in fs::read_dir(&self.index).map_err(failed("reading", &self.index))?.flatten() {
             if !entry.file_name().to_str().is_some_and(|name| kept.contains(name)) {
                 remove_file(&entry.path())?;
@@ -398,6 +445,7 @@ mod tests {
         fs::write(folder.path().join("net/10.1.2.9"), "reference\r\neth0").unwrap();
         drop(open("one"));
         let store = open("one");
+        assert_eq!(store.known_addresses(&Owner::new("reference", "eth0")).unwrap(), set(&[9]));
         store.reserve(ip(2), &Owner::new("a", "eth0")).unwrap();
         assert_eq!(store.reserved().unwrap(), set(&[2, 9]));
         drop(store);
