@@ -423,13 +423,13 @@ impl<K: Rtnetlink, S: NodeStatus> Controller for Agent<K, S> {
             Known::Node(facts) => Some(facts),
             _ => None,
         };
-        for of in [Family::V4, Family::V6] {
+        for (of, word) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
             let cidrs = facts.iter().flat_map(|facts| &facts.pod_cidrs);
             let count = cidrs.filter(|cidr| family(cidr) == of).count();
-            metrics.pod_cidrs.with_label_values(&[of.to_string().as_str()]).set(gauge(count));
+            metrics.pod_cidrs.with_label_values(&[word]).set(gauge(count));
         }
         for (name, state) in &self.seen.sysctls {
-            let family = if name.ends_with("ip6tables") { "IPv6" } else { "IPv4" };
+            let family = if name.ends_with("ip6tables") { "ipv6" } else { "ipv4" };
             let value = match state {
                 SysctlState::On | SysctlState::Changed(_) => 1,
                 SysctlState::Stuck { .. } => 0,

@@ -8,8 +8,8 @@ pub const SYSCTLS: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridg
 /// The plugin: its type in configurations, its name in the folder of plugins.
 pub const PLUGIN: &str = "cni-bridge";
 
-/// Part of every version of the plugin (what it says of itself when nobody calls it), and of no other program. So an
-/// old one of ours is told from one of others.
+/// Part of every version of the plugin (what it says of itself when nobody calls it), and of no plugin of others. So an
+/// old one of ours is known.
 pub const PLUGIN_MARK: &[u8] = b"CNI bridge plugin cni-bridge ";
 
 /// What is added to the name of a plugin of others that gave way (`--install-as bridge`).

@@ -138,9 +138,9 @@ fn the_agent_follows_its_node_and_its_files_and_says_that_the_network_is_there()
     for line in [
         "cni_bridge_agent_in_place 1",
         "cni_bridge_agent_mtu_bytes 1480",
-        "cni_bridge_agent_pod_cidrs{family=\"IPv4\"} 1",
+        "cni_bridge_agent_pod_cidrs{family=\"ipv4\"} 1",
         "cni_bridge_agent_objects{kind=\"Node\"} 1",
-        "cni_bridge_agent_bridge_nf_call{family=\"IPv6\"} -1",
+        "cni_bridge_agent_bridge_nf_call{family=\"ipv6\"} -1",
         "cni_bridge_agent_kernel_ops_total{op=\"condition_set\"} 1",
     ] {
         assert!(metrics.contains(line), "{line}: {metrics}");

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kernel_netlink::route::{Change, Event, Link, LinkIndex, LinkKind, Monitor, Scope, Watch};
+use kernel_netlink::route::{Change, Event, LinkIndex, LinkKind, Monitor, Rtnetlink, Scope, Socket, Watch};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
@@ -34,8 +34,8 @@ struct Folder {
     watch: Option<WatchDescriptor>,
 }
 
-/// What is known of links, so that a pod's veth that comes or goes wakes nobody.
-#[derive(Default)]
+/// The MTU of each link, so that a pod's veth that comes or goes wakes nobody. A node's own way may be a veth too, where
+/// the node is a container.
 struct Links(HashMap<LinkIndex, u32>);
 
 impl Watched {
@@ -46,11 +46,14 @@ impl Watched {
     pub fn open(folders: &[&Path]) -> io::Result<Self> {
         let folders = folders.iter().map(|path| Folder { path: (*path).to_owned(), watch: None });
         let watch = Watch { links: true, addresses: true, ..Watch::default() };
+        // Before the links are read: what happens in between is told.
+        let monitor = Monitor::open(watch)?;
+        let links = Socket::open().and_then(|mut socket| socket.observe_links()).map_err(io::Error::other)?;
         Ok(Self {
             inotify: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?,
             folders: folders.collect(),
-            monitor: Monitor::open(watch)?,
-            links: Links::default(),
+            monitor,
+            links: Links(links.iter().map(|link| (link.index, link.mtu)).collect()),
         })
     }
 
@@ -136,19 +139,17 @@ impl Links {
         let mut matters = change.perhaps_more;
         for event in &change.events {
             matters |= match event {
-                Event::Link(link) => is_way(link) && self.0.insert(link.index, link.mtu) != Some(link.mtu),
-                Event::LinkGone(link) => self.0.remove(&link.index).is_some(),
+                Event::Link(link) => match self.0.insert(link.index, link.mtu) {
+                    Some(before) => before != link.mtu,
+                    None => link.kind != LinkKind::Veth,
+                },
+                Event::LinkGone(link) => self.0.remove(&link.index).is_some() && link.kind != LinkKind::Veth,
                 Event::Address(address) | Event::AddressGone(address) => address.scope == Scope::UNIVERSE,
                 _ => false,
             };
         }
         matters
     }
-}
-
-/// Whether a node's packets may leave by a link.
-fn is_way(link: &Link) -> bool {
-    link.kind != LinkKind::Veth
 }
 
 #[cfg(test)]

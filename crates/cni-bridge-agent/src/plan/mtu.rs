@@ -42,8 +42,8 @@ const IPV4_HEADER: u32 = 20;
 /// KERNEL: `sizeof(struct ipv6hdr)`, and 8 for the encapsulation limit that an ip6tnl sends unless it was made with
 /// `encaplimit none`: net/ipv6/ip6_tunnel.c `ip6_tnl_link_config` (`IP6_TNL_F_IGN_ENCAP_LIMIT`). kube-router's send it.
 const IPV6_HEADER: u32 = 40 + 8;
-/// KERNEL: `sizeof(struct udphdr)` and `sizeof(struct guehdr)`: net/ipv4/fou_core.c `gue_encap_hlen`, without remote
-/// checksum offload.
+/// KERNEL: `sizeof(struct udphdr)` and `sizeof(struct guehdr)`: net/ipv4/fou_core.c (fou.c in older
+/// kernels) `gue_encap_hlen`, without remote checksum offload.
 const GUE_HEADERS: u32 = 8 + 4;
 /// RFC 8200 §5. KERNEL: net/ipv6/addrconf.c takes IPv6 off a link with less.
 pub const IPV6_MINIMUM: u32 = 1280;

@@ -1,8 +1,11 @@
 //! Which link's MTU counts.
 
 use std::net::IpAddr;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use cni_bridge_agent::apply::link::smallest_mtu;
+use cni_bridge_agent::apply::watch::Watched;
 use kernel_netlink::route::Socket;
 use test_netns::Namespace;
 
@@ -50,4 +53,27 @@ fn where_the_address_is_on_loopback_or_nowhere_the_default_route_tells() {
     assert_eq!(found(&node, &["203.0.113.9"]), Ok(("up1".to_owned(), 9000)));
     node.ip("route add default dev up0 metric 7\nroute add default dev lo metric 9").unwrap();
     assert_eq!(found(&node, &[]), Ok(("up0".to_owned(), 1450)));
+}
+
+#[test]
+fn an_mtu_or_an_address_is_told_and_pods_that_come_and_go_are_not() {
+    let node = node();
+    let watched = node.run(|| Watched::open(&[]).unwrap()).unwrap();
+    let (told, heard) = mpsc::channel();
+    std::thread::spawn(move || watched.run(|| told.send(()).unwrap()));
+    let is_told = |lines: &str| {
+        node.ip(lines).unwrap();
+        let told = heard.recv_timeout(Duration::from_secs(5)).is_ok();
+        while heard.recv_timeout(Duration::from_millis(600)).is_ok() {}
+        told
+    };
+    node.ip(
+        "link add pod0 mtu 1400 type veth peer name pod1\nlink set pod0 up\nlink set pod1 up\nlink del pod0",
+    )
+    .unwrap();
+    assert!(heard.recv_timeout(Duration::from_secs(1)).is_err());
+    assert!(is_told("link set up0 mtu 1400"));
+    assert!(is_told("address add 192.0.2.2/24 dev up1"));
+    assert!(is_told("address del 192.0.2.2/24 dev up1"));
+    assert!(is_told("link add br0 type bridge"));
 }
