@@ -198,8 +198,10 @@ fn killed_at_any_moment_it_leaves_whole_files() {
         let mut agent = Process(lab.agent(&url, &["--health-port=0"]).spawn().unwrap());
         let last = || lab.subnet() == Some(format!("10.{round}.0.0/24"));
         // From its start on, later and later; the last ones come to an end.
-        let end = Instant::now() + Duration::from_millis(round as u64 * 4);
-        while Instant::now() < end || (round >= 36 && !last()) {
+        let start = Instant::now();
+        let pause = Duration::from_millis(round as u64 * 4);
+        while start.elapsed() < pause || (round >= 36 && !last()) {
+            assert!(start.elapsed() < LIMIT, "round {round} does not end");
             // A reader while it writes.
             seen.extend(lab.subnet());
         }

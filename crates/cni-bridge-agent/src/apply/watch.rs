@@ -168,21 +168,21 @@ mod tests {
         let (told, heard) = mpsc::channel();
         std::thread::spawn(move || watched.run(|| told.send(()).unwrap()));
         let next = |limit| heard.recv_timeout(Duration::from_millis(limit)).is_ok();
-        assert!(next(2000), "the folder that is there");
+        assert!(next(10_000), "the folder that is there");
         fs::write(one.join(format!("{DRAFT_PREFIX}x.00")), "draft").unwrap();
         assert!(!next(600));
         fs::write(one.join("10-x.conflist"), "{}").unwrap();
-        assert!(next(2000));
+        assert!(next(10_000));
         while next(600) {}
         fs::remove_file(one.join("10-x.conflist")).unwrap();
-        assert!(next(2000));
+        assert!(next(10_000));
         // One that comes late is looked for.
         fs::create_dir(&other).unwrap();
-        assert!(next(u64::from(AGAIN) + 2000));
+        assert!(next(u64::from(AGAIN) + 10_000));
         fs::remove_dir(&other).unwrap();
-        assert!(next(2000));
+        assert!(next(10_000));
         while next(600) {}
         fs::create_dir(&other).unwrap();
-        assert!(next(u64::from(AGAIN) + 2000));
+        assert!(next(u64::from(AGAIN) + 10_000));
     }
 }
