@@ -1,5 +1,6 @@
 //! Flags, validated to what the other parts take.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -54,7 +55,7 @@ pub struct AgentArgs {
     pub once: bool,
 
     /// The network's configuration; what others have written into it stays
-    #[arg(long, env = "KUBE_ROUTER_CNI_CONF_FILE", default_value = owned::CONF_FILE, value_name = "FILE")]
+    #[arg(long, env = "KUBE_ROUTER_CNI_CONF_FILE", default_value = owned::CONF_FILE, value_parser = conf_file, value_name = "FILE")]
     pub cni_conf_file: PathBuf,
 
     /// Where the runtime looks for plugins
@@ -208,6 +209,11 @@ impl AgentArgs {
     }
 }
 
+/// An empty variable is none, as kube-router has it.
+fn conf_file(text: &str) -> Result<PathBuf, Infallible> {
+    Ok(if text.is_empty() { owned::CONF_FILE.into() } else { text.into() })
+}
+
 /// libcni (`ConfFiles`) reads these endings only, and tells a list by its ending.
 fn form_of(path: &Path) -> Option<Form> {
     path.file_stem()?;
@@ -299,7 +305,8 @@ mod tests {
     #[test]
     fn files_that_no_runtime_reads_are_refused() {
         assert_eq!(parse(&["--cni-conf-file=/a/10-x.conf"]).unwrap().plan.form, Form::Single);
-        for path in ["10-x.conflist", "/a/10-x", "/a/10-x.yaml", "/", ""] {
+        assert_eq!(parse(&["--cni-conf-file="]).unwrap().files.conf, Path::new(owned::CONF_FILE));
+        for path in ["10-x.conflist", "/a/10-x", "/a/10-x.yaml", "/"] {
             let error = parse(&[&format!("--cni-conf-file={path}")]).unwrap_err();
             assert!(error.contains("--cni-conf-file"), "{error}");
         }
