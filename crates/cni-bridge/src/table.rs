@@ -302,15 +302,13 @@ pub fn remove(
     let delete = |(map, version, key): &(Map, IpVersion, Key)| {
         Op::DeleteElements(map.name(*version), vec![(key.clone(), map.any_value(*version))])
     };
-    let ops: Vec<Op> = keys.iter().map(delete).collect();
+    let chains = chains.iter().cloned().map(Op::DeleteChain);
+    let ops: Vec<Op> = keys.iter().map(delete).chain(chains).collect();
     if commit(nft, &ops, None).is_err() {
-        // Each by itself, as one that is missing costs the others.
+        // Each by itself, as one that is missing, or in use again, costs the others.
         for op in ops {
             again(nft, &[op])?;
         }
-    }
-    for chain in chains {
-        again(nft, &[Op::DeleteChain(chain.clone())])?;
     }
     Ok(())
 }

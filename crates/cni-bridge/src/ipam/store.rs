@@ -178,7 +178,7 @@ impl Store {
                 owners.entry(owner).or_default().insert(ip);
             }
         }
-        owners.iter().try_for_each(|(owner, ips)| self.set_indexed(owner, ips))
+        owners.iter().try_for_each(|(owner, ips)| self.add_to_index(owner, ips))
     }
 
     /// All addresses that somebody has.
@@ -212,9 +212,7 @@ impl Store {
         let path = self.folder.join(ip.to_string());
         let draft = self.draft(owner)?;
         // ORDER: in the index first. An entry without its reservation means nothing.
-        let mut ips = self.indexed(owner)?;
-        ips.insert(ip);
-        self.set_indexed(owner, &ips)?;
+        self.add_to_index(owner, &BTreeSet::from([ip]))?;
         match fs::hard_link(&draft, &path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -321,9 +319,16 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn set_last(&self, set: usize, ip: IpAddr) -> Result<(), StoreError> {
-        // It only spreads the addresses: not worth waiting for the disk.
         let path = self.folder.join(format!("{LAST}{set}"));
-        fs::write(&path, ip.to_string()).map_err(failed("writing", &path))
+        let write = || {
+            // KERNEL: a file that is emptied first is brought to the disk when it is closed (`auto_da_alloc` of ext4).
+            let mut file =
+                OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+            let text = ip.to_string();
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
+        };
+        write().map_err(failed("writing", &path))
     }
 
     /// Reserves the first of some addresses that nobody has.
@@ -362,10 +367,11 @@ impl Store {
         }
     }
 
-    fn set_indexed(&self, owner: &Owner, ips: &BTreeSet<IpAddr>) -> Result<(), StoreError> {
+    fn add_to_index(&self, owner: &Owner, ips: &BTreeSet<IpAddr>) -> Result<(), StoreError> {
         let text: String = ips.iter().map(|ip| format!("{ip}\n")).collect();
         let path = self.index.join(owner.digest());
-        fs::write(&path, text).map_err(failed("writing", &path))
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(failed("writing", &path))
     }
 
     /// Replaces a file as a whole, and brings it to the disk.
@@ -461,7 +467,7 @@ mod tests {
         store.reserve(ip(3), &b).unwrap();
         fs::write(folder.path().join("net/10.1.2.4"), "").unwrap();
         // Killed before the reservation.
-        store.set_indexed(&Owner::new("c", "eth0"), &set(&[5])).unwrap();
+        store.add_to_index(&Owner::new("c", "eth0"), &set(&[5])).unwrap();
         assert_eq!(store.release_others(|owner| *owner == a).unwrap(), set(&[3, 4]));
         assert_eq!(store.reserved().unwrap(), set(&[2]));
         assert_eq!(store.addresses(&a).unwrap(), set(&[2]));

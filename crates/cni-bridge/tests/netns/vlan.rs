@@ -6,6 +6,54 @@ use test_netns::Namespace;
 use crate::lab::{Lab, links};
 use crate::packets::{PATIENCE, TIMEOUT, ask, serve};
 
+/// Whether the kernel tells VLANs apart; a bridge of its own then, in `lab`.
+fn make_filtering_bridge(lab: &Lab) -> bool {
+    match lab.node.ip("link add name br0 type bridge vlan_filtering 1") {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(format!("{error:#}").contains("not supported"), "{error:#}");
+            lab.node.ip("link add name br0 type bridge").unwrap();
+            false
+        }
+    }
+}
+
+#[test]
+fn a_bridge_that_is_there_is_taken_with_the_vlans_that_it_has() {
+    let lab = Lab::new();
+    let filters = make_filtering_bridge(&lab);
+    let plain = lab.conf(json!({}));
+    let mut vlan = lab.conf(json!({"vlan": 100, "preserveDefaultVlan": false}));
+    vlan["ipam"]["ranges"] = json!([[{"subnet": "10.1.100.0/24"}]]);
+    vlan["name"] = json!("net100");
+    // Without a VLAN they are in that of the bridge.
+    let (a, _) = lab.pod("a", &plain);
+    let (b, _) = lab.pod("b", &plain);
+    for namespace in [&b, &lab.node] {
+        serve(namespace, "0.0.0.0:80");
+    }
+    assert_eq!(ask(&a, "10.1.2.3:80", TIMEOUT).as_deref(), Some("10.1.2.2"));
+    assert_eq!(ask(&a, "10.1.2.1:80", TIMEOUT).as_deref(), Some("10.1.2.2"));
+    let tagged = Namespace::new("tagged").unwrap();
+    if !filters {
+        let (code, words) = lab.add("t", &tagged, &vlan).refusal();
+        assert_eq!(code, 999);
+        assert!(words.ends_with("operation not supported"), "{words}");
+        assert!(links(&tagged).is_empty() && lab.links().len() == 3, "{:?}", lab.links());
+        return;
+    }
+    lab.add("t", &tagged, &vlan).success();
+    assert_eq!(ask(&tagged, "10.1.100.1:80", TIMEOUT).as_deref(), Some("10.1.100.2"));
+    // Not as a neighbour, whatever address it takes.
+    tagged.ip("addr flush dev eth0\naddr add 10.1.2.77/24 dev eth0").unwrap();
+    assert_eq!(ask(&tagged, "10.1.2.3:80", PATIENCE), None);
+    for (id, pod, conf) in [("a", &a, &plain), ("b", &b, &plain), ("t", &tagged, &vlan)] {
+        lab.del(id, pod, conf).success();
+    }
+    assert!(lab.links().iter().all(|name| name.starts_with("br0") || name.len() == 15), "{:?}", lab.links());
+    assert_eq!(lab.reserved(), Vec::<String>::new());
+}
+
 #[test]
 fn pods_of_a_vlan_reach_each_other_and_their_gateway_and_no_other_vlan() {
     let lab = Lab::new();
