@@ -147,14 +147,17 @@ fn check_sees_what_is_missing() {
             "addr add fd00:1::2/64 dev eth0 nodad\nroute replace ::/0 via fd00:1::1 dev eth0",
             "Failed to match addr fd00:1::2/64 on interface eth0",
         ),
-        ("link set eth0 name eth9", "link set eth9 name eth0", "Interface name eth0 not found"),
+        // Before Linux 6.2 only what is down can be renamed.
+        (
+            "link set eth0 down\nlink set eth0 name eth9",
+            "link set eth9 name eth0\nlink set eth0 up\nroute replace default via 10.1.2.1 dev eth0\n\
+             route replace ::/0 via fd00:1::1 dev eth0",
+            "Interface name eth0 not found",
+        ),
     ] {
         pod.ip(damage).unwrap();
         assert_eq!(check(&with_result).refusal(), (999, words.to_owned()));
         pod.ip(repair).unwrap();
-        if damage.starts_with("link") {
-            pod.ip("link set eth0 up\nroute replace default via 10.1.2.1 dev eth0").unwrap();
-        }
     }
     check(&with_result).success();
     std::fs::remove_file(lab.data().join("net/10.1.2.2")).unwrap();
