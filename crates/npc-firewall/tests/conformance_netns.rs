@@ -28,7 +28,7 @@ const NODES: [&str; 2] = ["n1", "n2"];
 /// One case in so many is tried each day.
 const ROTATION: usize = 31;
 /// How long a running firewall may take to enforce a change that it sees on disk.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Name, node and address of each pod.
 type Pods = BTreeMap<String, (String, IpAddr)>;

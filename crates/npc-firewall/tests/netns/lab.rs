@@ -20,8 +20,8 @@ use test_netns::{Attachment, Cluster, ClusterSpec, Family, Namespace, Outcome, P
 
 use crate::objects::Objects;
 
-/// Bound of every wait: far above what anything takes, since the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Bound of every wait: far above what anything takes, since the machine may be busy, and is emulated.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an exchange on an established connection may take.
 pub(crate) const EXCHANGE: Duration = Duration::from_millis(700);
 /// How long a try may take; nothing that is refused takes that long.
