@@ -216,8 +216,9 @@ fn metadata<'a>(
             }
         };
         let labels = json::string_map(fields, "labels", interner).map_err(within)?;
-        // Names are mostly unique, so to intern them would only cost the pool's entry.
-        let key = ObjectKey { namespace: interner.string(namespace), name: name.into() };
+        // Names are mostly unique, so to intern them would only cost the pool's entry; but slices name their Services.
+        let name = if kind == Kind::Service { interner.string(name) } else { name.into() };
+        let key = ObjectKey { namespace: interner.string(namespace), name };
         Ok(Metadata { key, labels, fields })
     };
     read(interner)

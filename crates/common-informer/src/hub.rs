@@ -6,12 +6,10 @@
 //!   manifests ── inotify ────┘                       └─ Status ── /state, metrics
 //! ```
 //!
-//! For each object only its key and a fingerprint are kept, not the object: it belongs to the consumer.
-//! The fingerprint lets a relist of 15,000 pods, or a heartbeat in a field that nobody reads, pass without a
-//! change; the keys tell after a relist what has gone meanwhile.
+//! What was told of each object last is [`Known`]: so a relist of 15,000 pods, or a heartbeat in a field that nobody
+//! reads, passes without a change, and after a relist it is seen what has gone meanwhile.
 
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
@@ -20,6 +18,7 @@ use tracing::{info, warn};
 use crate::decode::{Decoded, Excluded};
 use crate::informer::Options;
 use crate::intern::Interner;
+use crate::known::{Known, Novelty};
 use crate::object::{Batch, Change, Kind, ObjectKey, ObjectRef};
 use crate::pending::Pending;
 use crate::status::KindStatus;
@@ -40,21 +39,14 @@ struct State {
     faults: BTreeMap<String, String>,
     /// Tasks that still feed the hub.
     feeders: usize,
-    /// Keyed at random, so that nobody can make two objects with the same fingerprint.
-    hasher: RandomState,
 }
 
 #[derive(Default)]
 struct KindState {
-    known: BTreeMap<ObjectKey, Known>,
-    /// Counts lists, to tell after one which objects were not in it.
-    round: u32,
+    known: Known,
+    /// Those that the list in progress has not had yet.
+    unlisted: BTreeSet<ObjectKey>,
     status: KindStatus,
-}
-
-struct Known {
-    fingerprint: u64,
-    round: u32,
 }
 
 impl Hub {
@@ -66,7 +58,6 @@ impl Hub {
                 pending: Pending::default(),
                 faults: BTreeMap::new(),
                 feeders: 0,
-                hasher: RandomState::new(),
             }),
             interner: Mutex::new(Interner::new()),
             options,
@@ -166,7 +157,7 @@ impl Update<'_> {
     /// A full list of `kind` begins. One that was begun before and not ended is forgotten.
     pub(crate) fn begin_list(&mut self, kind: Kind) {
         let Some(state) = self.state.kinds.get_mut(&kind) else { return };
-        state.round = state.round.wrapping_add(1);
+        state.unlisted = state.known.keys().cloned().collect();
         state.status.lists += 1;
         state.status.excluded.retain(|key, _| !key.name.is_empty());
     }
@@ -174,15 +165,8 @@ impl Update<'_> {
     /// Every object of `kind` has been applied since [`Update::begin_list`]; the others are gone.
     pub(crate) fn end_list(&mut self, kind: Kind) {
         let Some(state) = self.state.kinds.get_mut(&kind) else { return };
-        let round = state.round;
-        let gone: Vec<ObjectKey> = state
-            .known
-            .iter()
-            .filter(|(_, known)| known.round != round)
-            .map(|(key, _)| key.clone())
-            .collect();
         state.status.synced = true;
-        for key in gone {
+        for key in std::mem::take(&mut state.unlisted) {
             self.delete(ObjectRef { kind, key });
         }
     }
@@ -194,17 +178,16 @@ impl Update<'_> {
             Err(Excluded { object, reason }) => (Change::Excluded { object, reason }, Vec::new()),
         };
         let ObjectRef { kind, key } = change.object_ref();
-        let fingerprint = self.state.hasher.hash_one(&change);
         let Some(state) = self.state.kinds.get_mut(&kind) else { return };
         state.note(kind, &key, &change, notes);
         if key.name.is_empty() {
             // It cannot be told which object it is: it is in the status, but nothing known changes.
             return;
         }
-        let known = Known { fingerprint, round: state.round };
-        let earlier = state.known.insert(key, known);
-        if earlier.as_ref().is_none_or(|earlier| earlier.fingerprint != fingerprint) {
-            self.state.pending.push(change, earlier.is_some());
+        state.unlisted.remove(&key);
+        match state.known.set(&key, &change) {
+            Novelty::Same => {}
+            novelty => self.state.pending.push(change, novelty == Novelty::Changed),
         }
     }
 
@@ -213,7 +196,8 @@ impl Update<'_> {
         let Some(state) = self.state.kinds.get_mut(&object.kind) else { return };
         state.status.excluded.remove(&object.key);
         state.status.notes.remove(&object.key);
-        if state.known.remove(&object.key).is_some() {
+        state.unlisted.remove(&object.key);
+        if state.known.remove(&object.key) {
             self.state.pending.push(Change::Deleted(object), true);
         }
     }

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::object::{EndpointPort, Hints, Labels, NamedPort, ServiceSettings, Str};
+use crate::object::{EndpointPort, Hints, Labels, NamedPort, ServiceSettings, Site, Str};
 
-/// Pools of shared strings, label maps, port lists, hints and settings of Services.
+/// Pools of shared strings, label maps, port lists, sites of endpoints and settings of Services.
 ///
 /// A pool forgets values that nobody else holds when it has doubled since it last did so, and when it is told
 /// to ([`Interner::purge`]); so it is never larger than twice what is in use (and some).
@@ -21,6 +21,7 @@ pub struct Interner {
     ports: Pool<[NamedPort]>,
     endpoint_ports: Pool<[EndpointPort]>,
     hints: Pool<Hints>,
+    sites: Pool<Site>,
     settings: Pool<ServiceSettings>,
 }
 
@@ -103,6 +104,14 @@ impl Interner {
         }
     }
 
+    /// The shared value equal to `site`.
+    pub fn site(&mut self, site: Site) -> Arc<Site> {
+        match self.sites.values.get(&site) {
+            Some(shared) => shared.clone(),
+            None => self.sites.insert(Arc::new(site)),
+        }
+    }
+
     /// The shared value equal to `settings`.
     pub fn settings(&mut self, settings: ServiceSettings) -> Arc<ServiceSettings> {
         match self.settings.values.get(&settings) {
@@ -113,8 +122,9 @@ impl Interner {
 
     /// Forgets every value that nobody else holds.
     pub fn purge(&mut self) {
-        // ORDER: settings hold maps; maps and lists hold strings, so the strings come last.
+        // ORDER: settings hold maps, sites hints; maps and lists hold strings, so the strings come last.
         self.settings.purge();
+        self.sites.purge();
         self.labels.purge();
         self.ports.purge();
         self.endpoint_ports.purge();

@@ -17,6 +17,7 @@ pub mod endpoints;
 mod hub;
 mod informer;
 pub mod intern;
+mod known;
 pub mod manifests;
 pub mod object;
 mod pending;

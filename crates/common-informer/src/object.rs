@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-pub use endpoint::{AddressType, Endpoint, EndpointPort, EndpointSlice, Hints};
+pub use endpoint::{AddressType, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Site};
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use service::{
     FullService, FullServicePort, LoadBalancerIp, ServiceSettings, ServiceType, TrafficPolicy, Uid,

@@ -348,7 +348,7 @@ async fn reads_a_service_with_its_defaults(client: &Client, consumer: &mut Consu
         .until("the slice with its defaults", |objects| {
             matches!(objects.get("EndpointSlice default/web-1"), Some(Object::EndpointSlice(slice))
                 if slice.service.as_deref() == Some("web") && slice.ports[0].port == Some(8080)
-                    && slice.endpoints[0].ready && slice.endpoints[0].serving && !slice.endpoints[0].terminating)
+                    && slice.endpoints.iter().all(|one| one.ready && one.serving && !one.terminating))
         })
         .await;
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"},

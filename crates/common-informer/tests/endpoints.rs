@@ -39,7 +39,7 @@ mod oracle {
         let mut unique = BTreeMap::<_, Vec<_>>::new();
         for slice in slices {
             for other in slice.ports.iter() {
-                for endpoint in &slice.endpoints {
+                for endpoint in slice.endpoints.iter() {
                     if let Some(number) = other.port
                         && slice.address_type == AddressType::Ip(port.family)
                         && *other.name == *port.name
@@ -176,17 +176,20 @@ fn any_slice() -> impl Strategy<Value = EndpointSlice> {
                     port,
                 })
                 .collect(),
-            endpoints: endpoints.into(),
+            endpoints: endpoints.into_iter().collect(),
         },
     )
 }
 
 fn any_slices() -> impl Strategy<Value = Vec<Arc<EndpointSlice>>> {
     (prop::collection::vec(any_slice(), 0..5), any_hints()).prop_map(|(mut slices, hints)| {
-        for endpoint in slices.iter_mut().flat_map(|slice| slice.endpoints.iter_mut()) {
+        let hinted = |endpoint: Endpoint| {
             let IpAddr::V4(address) = endpoint.address else { panic!() };
             let hints = hints[usize::from(address.octets()[3])].clone();
-            endpoint.hints = (hints != Hints::default()).then(|| hints.into());
+            Endpoint { hints: (hints != Hints::default()).then(|| hints.into()), ..endpoint }
+        };
+        for slice in &mut slices {
+            slice.endpoints = slice.endpoints.iter().map(hinted).collect();
         }
         slices.into_iter().map(Arc::new).collect()
     })
@@ -224,7 +227,8 @@ proptest! {
         let arcs = |slices: Vec<EndpointSlice>| slices.into_iter().map(Arc::new).collect::<Vec<_>>();
         // Each endpoint in a slice of its own, from last to first.
         let cut = shuffled.iter().flat_map(|slice| {
-            slice.endpoints.iter().rev().map(|endpoint| EndpointSlice { endpoints: [endpoint.clone()].into(), ..slice.clone() })
+            let endpoints: Vec<_> = slice.endpoints.iter().collect();
+            endpoints.into_iter().rev().map(|endpoint| EndpointSlice { endpoints: [endpoint].into(), ..slice.clone() })
         }).collect();
         let selection = select(PORT, &place(), &arcs(slices));
         prop_assert_eq!(&selection, &select(PORT, &place(), &arcs(shuffled)));

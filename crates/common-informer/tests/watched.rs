@@ -87,7 +87,7 @@ fn assert_is_what_a_proxy_needs(objects: &BTreeMap<String, Object>) {
 
 fn has_address(objects: &BTreeMap<String, Object>, address: &str) -> bool {
     matches!(objects.get("EndpointSlice x/web-1"),
-        Some(Object::EndpointSlice(slice)) if slice.endpoints[0].address.to_string() == address)
+        Some(Object::EndpointSlice(slice)) if slice.endpoints.iter().next().unwrap().address.to_string() == address)
 }
 
 #[tokio::test]

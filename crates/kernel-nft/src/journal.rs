@@ -17,6 +17,7 @@ pub struct Journal {
     chains_before: BTreeMap<Name, Option<Chain>>,
     specs_before: BTreeMap<Name, Option<SetSpec>>,
     elements_before: HashMap<Name, BTreeMap<Key, Option<Value>>>,
+    records: bool,
 }
 
 /// The steps from the last commit to now.
@@ -36,7 +37,14 @@ impl Journal {
             chains_before: BTreeMap::new(),
             specs_before: BTreeMap::new(),
             elements_before: HashMap::new(),
+            records: true,
         }
+    }
+
+    /// Whether steps are recorded from here on. Where what is in the kernel is not known, nobody asks for them, and
+    /// those to a whole table take more memory than the table.
+    pub fn record(&mut self, records: bool) {
+        self.records = records;
     }
 
     /// The wanted state.
@@ -60,7 +68,9 @@ impl Journal {
         if self.ruleset.sets.contains_key(name) {
             return;
         }
-        self.specs_before.entry(name.clone()).or_insert(None);
+        if self.records {
+            self.specs_before.entry(name.clone()).or_insert(None);
+        }
         self.ruleset.sets.insert(name.clone(), Set { spec: spec(), elements: Elements::new() });
     }
 
@@ -68,6 +78,9 @@ impl Journal {
     pub fn remove_set(&mut self, name: &Name) {
         let Some(set) = self.ruleset.sets.remove(name) else { return };
         let pending = self.elements_before.remove(name);
+        if !self.records {
+            return;
+        }
         if let std::collections::btree_map::Entry::Vacant(entry) = self.specs_before.entry(name.clone()) {
             entry.insert(Some(set.spec));
             // The set was committed. Should it come back before the next commit, its old elements count.
@@ -85,7 +98,7 @@ impl Journal {
             None => set.elements.remove(&key),
         };
         // A set made since the last commit is sent whole.
-        if before != value && !matches!(self.specs_before.get(name), Some(None)) {
+        if self.records && before != value && !matches!(self.specs_before.get(name), Some(None)) {
             let pending = match self.elements_before.get_mut(name) {
                 Some(pending) => pending,
                 None => self.elements_before.entry(name.clone()).or_default(),
@@ -101,7 +114,9 @@ impl Journal {
             Some(chain) => self.ruleset.chains.insert(name.clone(), chain),
             None => self.ruleset.chains.remove(name),
         };
-        self.chains_before.entry(name.clone()).or_insert(before);
+        if self.records {
+            self.chains_before.entry(name.clone()).or_insert(before);
+        }
     }
 
     /// The steps since the last call; the wanted state counts as committed from here on. `exempts` names the

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::unconstrained;
 
 use crate::health::Health;
+use crate::memory;
 use crate::metrics::CommonMetrics;
 use crate::schedule::Schedule;
 use crate::shutdown::CancellationToken;
@@ -489,6 +490,9 @@ impl<'a, C: Controller> Iteration<'a, C> {
     fn sync(&mut self, cause: Cause, now: Instant) -> Result<(), Box<dyn Error + Send + Sync>> {
         let outcome = self.controller.sync(cause, now);
         let end = clock();
+        if cause.must_observe() {
+            memory::give_back();
+        }
         let took = end.saturating_duration_since(now);
         let Surroundings { health, metrics, .. } = self.surroundings;
         let (report, error) = match outcome {

@@ -23,6 +23,7 @@ pub mod health;
 pub mod http;
 pub mod kube_router_flag;
 pub mod log;
+mod memory;
 pub mod metrics;
 mod output;
 mod process;

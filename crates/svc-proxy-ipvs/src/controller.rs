@@ -13,7 +13,7 @@
 mod direct;
 mod services;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ use crate::model::world::{Touched, World};
 use crate::owned;
 use crate::plan::rules;
 use crate::plan::steps::{Held, steps};
-use crate::plan::{Planner, Update};
+use crate::plan::{Index, Planner, Update};
 use crate::report::{Excluded, Failures, Report, State, describe, told};
 
 /// How often something is tried in one sync before it is given up until the next.
@@ -91,7 +91,7 @@ pub struct Proxy<V, R, N> {
     table_in_step: bool,
     adopted: bool,
     local: Vec<LocalAddress>,
-    held: HashMap<ServiceKey, Held>,
+    held: Index<Held>,
     /// Virtual services that may not be as they are wanted.
     pending: BTreeSet<ServiceKey>,
     draining: BTreeSet<ServiceKey>,
@@ -139,7 +139,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             table_in_step: false,
             adopted: false,
             local: Vec::new(),
-            held: HashMap::new(),
+            held: Index::default(),
             pending: BTreeSet::new(),
             draining: BTreeSet::new(),
             next_drain_check: None,
@@ -158,6 +158,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     fn plan(&mut self) -> Update {
         let node = self.world.node_addresses();
         let addresses = Addresses::of(&self.config.plan.node_ports, &self.local, node);
+        self.planner.record(self.table_in_step);
         let update = self.planner.update(&self.world, &addresses, &std::mem::take(&mut self.touched));
         self.pending.extend(&update.services);
         update
@@ -435,8 +436,8 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
         }
         let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         metrics.virtual_services.set(gauge(self.held.len()));
-        let destinations = self.held.values().map(|held| held.written.destinations.len()).sum();
-        let draining = self.held.values().map(|held| held.draining.len()).sum();
+        let destinations = self.held.iter().map(|held| held.written.destinations.len()).sum();
+        let draining = self.held.iter().map(|held| held.draining.len()).sum();
         metrics.destinations.with_label_values(&["serving"]).set(gauge(destinations));
         metrics.destinations.with_label_values(&["draining"]).set(gauge(draining));
         metrics.addresses.set(gauge(self.vips.count()));
@@ -458,7 +459,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
             virtual_addresses: self.vips.count(),
             draining: self
                 .held
-                .values()
+                .iter()
                 .flat_map(|held| {
                     held.draining.iter().map(move |draining| (held.written.service.key, draining))
                 })

@@ -7,7 +7,7 @@ use kernel_nft::Name;
 use node_runtime::metrics::{Error, Registry};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use crate::plan::Planner;
+use crate::plan::{Keyed, Planner};
 
 /// Virtual services whose statistics are shown at most; the busiest are.
 const SHOWN: usize = 2000;
@@ -95,9 +95,9 @@ impl Metrics {
             let least = *least;
             ours.retain(|_, state| state.stats.in_packets > least);
         }
-        self.hidden.set(i64::try_from(planner.virtuals().len() - ours.len()).unwrap_or(i64::MAX));
+        self.hidden.set(i64::try_from(planner.virtual_keys().count() - ours.len()).unwrap_or(i64::MAX));
         for (service, part) in planner.parts() {
-            for key in part.virtuals.keys() {
+            for key in part.virtuals().map(Keyed::key) {
                 let Some(state) = ours.get(key) else { continue };
                 let Some(front) = planner.front(key) else { continue };
                 let (vip, port) = (front.ip.to_string(), front.port.to_string());

@@ -44,7 +44,7 @@ fn node() -> Pure {
 }
 
 fn marked(pure: &Pure) -> BTreeSet<ServiceKey> {
-    let keys = pure.planner.virtuals().keys().copied();
+    let keys = pure.planner.virtual_keys().copied();
     keys.filter(|key| matches!(key, ServiceKey::Mark { .. })).collect()
 }
 

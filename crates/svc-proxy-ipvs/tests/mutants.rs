@@ -10,7 +10,8 @@ mod support;
 use std::sync::Arc;
 
 use common_informer::object::{
-    Endpoint, EndpointSlice, FullService, Hints, Labels, Node, Object, ServiceSettings, TrafficPolicy,
+    Endpoint, EndpointSlice, Endpoints, FullService, Hints, Labels, Node, Object, ServiceSettings,
+    TrafficPolicy,
 };
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -58,7 +59,11 @@ fn slices(name: &'static str, change: impl Fn(&mut EndpointSlice) + 'static) -> 
 }
 
 fn endpoints(name: &'static str, change: impl Fn(&mut Endpoint) + 'static) -> Mutant {
-    slices(name, move |slice| slice.endpoints.iter_mut().for_each(&change))
+    slices(name, move |slice| {
+        let mut endpoints: Vec<_> = slice.endpoints.iter().collect();
+        endpoints.iter_mut().for_each(&change);
+        slice.endpoints = endpoints.into_iter().collect();
+    })
 }
 
 fn nodes(name: &'static str, change: impl Fn(&mut Node) + 'static) -> Mutant {
@@ -134,7 +139,7 @@ fn mutants() -> Vec<Mutant> {
         endpoints("every endpoint is here", |e| e.node = Some("n1".into())),
         slices("only one slice of a Service counts", |slice| {
             if slice.key.name.ends_with("-1") {
-                slice.endpoints = Box::default();
+                slice.endpoints = Endpoints::default();
             }
         }),
         slices("a port without a number is 8080 (W13)", |slice| {

@@ -56,6 +56,8 @@ pub struct Memory {
     pub ready: u64,
     /// After the changes.
     pub later: u64,
+    /// The most at any time.
+    pub peak: u64,
 }
 
 impl Collection {
@@ -133,7 +135,7 @@ impl ApiServer {
     fn weigh_child(&self, pid: u32, health: SocketAddr, limit: Duration) -> Result<Memory> {
         await_that("the program becomes ready", limit, || is_ready(health))?;
         std::thread::sleep(REST);
-        let ready = resident(pid)?;
+        let ready = resident(pid, "VmRSS:")?;
         let changes: usize = self.shared.collections.iter().map(|collection| collection.changes).sum();
         self.shared.changing.store(true, Ordering::Relaxed);
         await_that("the program reads the watches", limit, || {
@@ -143,7 +145,7 @@ impl ApiServer {
         let watching = self.shared.watching.load(Ordering::Relaxed);
         let collections = self.shared.collections.len();
         ensure!(watching == collections, "{watching} watches of {collections} collections");
-        Ok(Memory { ready, later: resident(pid)? })
+        Ok(Memory { ready, later: resident(pid, "VmRSS:")?, peak: resident(pid, "VmHWM:")? })
     }
 }
 
@@ -175,10 +177,10 @@ fn is_ready(health: SocketAddr) -> bool {
     ask().unwrap_or(false)
 }
 
-fn resident(pid: u32) -> Result<u64> {
+fn resident(pid: u32, field: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the program has ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("no {field}"))?;
     Ok(kilobytes.parse::<u64>()? * 1024)
 }
 

@@ -347,7 +347,7 @@ fn absent_conditions_are_ready_serving_and_not_terminating() {
     for conditions in [json!(null), json!({}), json!({"ready": null, "serving": null, "terminating": null})] {
         let mut value = slice();
         value["endpoints"] = json!([{"addresses": ["10.1.0.1"], "conditions": conditions}]);
-        let endpoint = read_slice(&value).0.endpoints[0].clone();
+        let endpoint = read_slice(&value).0.endpoints.iter().next().unwrap();
         assert_eq!((endpoint.ready, endpoint.serving, endpoint.terminating), (true, true, false));
     }
 }
@@ -419,8 +419,8 @@ fn node_and_hints_that_cannot_be_read_cost_only_themselves() {
             "endpoints[0].hints.forZones[1]: expected an object, got the string \"z2\"",
         ]
     );
-    let endpoint = &slice.endpoints[0];
-    assert_eq!((slice.endpoints.len(), &endpoint.node, &endpoint.hints), (3, &None, &None));
+    let endpoint = slice.endpoints.iter().next().unwrap();
+    assert_eq!((slice.endpoints.len(), endpoint.node, endpoint.hints), (3, None, None));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn equal_ports_and_hints_of_two_slices_are_one() {
     };
     let (one, other) = (read(), read());
     assert!(Arc::ptr_eq(&one.ports, &other.ports));
-    let hints = |slice: &EndpointSlice| slice.endpoints[0].hints.clone().unwrap();
+    let hints = |slice: &EndpointSlice| slice.endpoints.iter().next().unwrap().hints.unwrap();
     assert!(Arc::ptr_eq(&hints(&one), &hints(&other)));
 }
 
@@ -525,11 +525,11 @@ proptest! {
         let whole = read_slice(&slice()).0.endpoints;
         let mut value = slice();
         value["endpoints"][index] = bad;
-        let mut left = read_slice(&value).0.endpoints.into_vec();
+        let mut left: Vec<_> = read_slice(&value).0.endpoints.iter().collect();
         if left.len() == 3 {
             left.remove(index);
         }
-        let mut expected = whole.into_vec();
+        let mut expected: Vec<_> = whole.iter().collect();
         expected.remove(index);
         prop_assert_eq!(left, expected);
     }

@@ -13,7 +13,9 @@ use super::json::{self, Fault, as_object, element};
 use super::pod::{protocol, remote_address};
 use super::{Notes, metadata};
 use crate::intern::Interner;
-use crate::object::{AddressType, Endpoint, EndpointPort, EndpointSlice, Family, Hints, Kind, Str};
+use crate::object::{
+    AddressType, Endpoint, EndpointPort, EndpointSlice, Endpoints, Family, Hints, Kind, Str,
+};
 
 /// Label with the name of the Service that a slice is made for.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -29,7 +31,7 @@ pub(super) fn decode(
     let ports = ports(root, interner, notes);
     let endpoints = match address_type {
         AddressType::Ip(family) => endpoints(root, family, interner, notes),
-        AddressType::Fqdn => Box::default(),
+        AddressType::Fqdn => Endpoints::default(),
     };
     Ok(EndpointSlice {
         service: metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()).cloned(),
@@ -74,7 +76,7 @@ fn endpoints(
     family: Family,
     interner: &mut Interner,
     notes: &mut Notes,
-) -> Box<[Endpoint]> {
+) -> Endpoints {
     let list = notes.or_default(json::list(root, "endpoints"));
     let mut endpoints = Vec::with_capacity(list.len());
     for (index, value) in list.iter().enumerate() {
@@ -93,7 +95,7 @@ fn endpoints(
             Err(fault) => notes.add(&fault.below(&path())),
         }
     }
-    endpoints.into()
+    Endpoints::interned(&endpoints, interner)
 }
 
 /// An endpoint without its node and hints.

@@ -129,13 +129,13 @@ pub fn select<'a>(
     let ready_here = found.iter().any(|endpoint| endpoint.local && endpoint.condition == Condition::Ready);
     let endpoints = found
         .iter()
-        .map(|&Found { address, port, condition, local, hints }| Candidate {
+        .map(|&Found { address, port, condition, local, ref hints }| Candidate {
             address,
             port,
             local,
             condition,
             cluster: match of_condition(condition, ready) {
-                Verdict::Serves => hinted(hints, topology, place),
+                Verdict::Serves => hinted(hints.as_deref(), topology, place),
                 verdict => verdict,
             },
             here: if local { of_condition(condition, ready_here) } else { Verdict::OtherNode },
@@ -155,19 +155,18 @@ pub fn ready_addresses_here<'a>(
         slice.address_type == AddressType::Ip(family) && slice.ports.iter().any(|port| port.port.is_some())
     });
     let ready = slices
-        .flat_map(|slice| &slice.endpoints)
+        .flat_map(|slice| slice.endpoints.iter())
         .filter(|endpoint| endpoint.ready && endpoint.node.as_ref() == Some(&place.node));
     ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
 }
 
 /// An endpoint before it is judged.
-#[derive(Clone, Copy)]
-struct Found<'a> {
+struct Found {
     address: IpAddr,
     port: u16,
     condition: Condition,
     local: bool,
-    hints: Option<&'a Hints>,
+    hints: Option<Arc<Hints>>,
 }
 
 /// The endpoints of a port, each once, by address and port.
@@ -175,7 +174,7 @@ fn find<'a>(
     port: PortKey<'_>,
     place: &Place,
     slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
-) -> Vec<Found<'a>> {
+) -> Vec<Found> {
     let mut found = Vec::new();
     for slice in slices.into_iter().filter(|slice| slice.address_type == AddressType::Ip(port.family)) {
         let matching =
@@ -190,15 +189,14 @@ fn find<'a>(
                     (false, false) => Condition::NotReady,
                 },
                 local: endpoint.node.as_ref() == Some(&place.node),
-                hints: endpoint.hints.as_deref(),
+                hints: endpoint.hints,
             }));
         }
     }
     // The best copy first; hints only so that the order of the slices does not matter.
-    found.sort_by_key(|endpoint| {
-        let Found { address, port, condition, local, hints } = *endpoint;
-        (address, port, Reverse(condition), Reverse(local), hints)
-    });
+    let order =
+        |found: &'_ Found| (found.address, found.port, Reverse(found.condition), Reverse(found.local));
+    found.sort_by(|one, other| order(one).cmp(&order(other)).then_with(|| one.hints.cmp(&other.hints)));
     found.dedup_by(|other, first| {
         let same = (other.address, other.port) == (first.address, first.port);
         first.local |= same && other.local;
@@ -207,12 +205,12 @@ fn find<'a>(
     found
 }
 
-fn topology(found: &[Found<'_>], place: &Place) -> Topology {
+fn topology(found: &[Found], place: &Place) -> Topology {
     let has = |names: &[Str], name: &str| names.iter().any(|other| **other == *name);
     let ready = || found.iter().filter(|endpoint| endpoint.condition == Condition::Ready);
     let narrows = |names: fn(&Hints) -> &[Str], ours: &str| {
-        ready().all(|endpoint| endpoint.hints.is_some_and(|hints| !names(hints).is_empty()))
-            && ready().any(|endpoint| endpoint.hints.is_some_and(|hints| has(names(hints), ours)))
+        ready().all(|endpoint| endpoint.hints.as_ref().is_some_and(|hints| !names(hints).is_empty()))
+            && ready().any(|endpoint| endpoint.hints.as_ref().is_some_and(|hints| has(names(hints), ours)))
     };
     if narrows(|hints| &hints.nodes, &place.node) {
         Topology::SameNode

@@ -1,10 +1,11 @@
 //! The slices that there are, by Service.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 
+use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use crate::object::{Change, EndpointSlice, Kind, Object, ObjectKey};
@@ -13,9 +14,13 @@ use crate::object::{Change, EndpointSlice, Kind, Object, ObjectKey};
 #[derive(Clone, Debug, Default)]
 pub struct Slices {
     slices: HashSet<ByKey>,
-    /// By Service. Most have one slice, or one of each family.
-    services: HashMap<ObjectKey, SmallVec<[Arc<EndpointSlice>; 2]>>,
+    /// Those of a Service together. Their Service is in each of them, so it is not stored once more.
+    services: HashTable<OfService>,
+    hasher: RandomState,
 }
+
+/// Never empty. Most Services have one slice, or one of each family.
+type OfService = SmallVec<[Arc<EndpointSlice>; 1]>;
 
 /// A slice that is found by its key, which is not stored a second time.
 #[derive(Clone, Debug)]
@@ -49,7 +54,8 @@ impl Slices {
 
     /// The slices of a Service, in no order that means anything.
     pub fn of(&self, service: &ObjectKey) -> &[Arc<EndpointSlice>] {
-        self.services.get(service).map_or(&[], |slices| slices.as_slice())
+        let hash = self.hasher.hash_one(name(service));
+        self.services.find(hash, |slices| is_of(slices, service)).map_or(&[], |slices| slices.as_slice())
     }
 
     /// How many slices there are.
@@ -73,10 +79,11 @@ impl Slices {
         if let Some(ByKey(earlier)) = earlier
             && let Some(service) = service_of(&earlier)
         {
-            if let Some(slices) = self.services.get_mut(&service) {
-                slices.retain(|other| other.key != earlier.key);
-                if slices.is_empty() {
-                    self.services.remove(&service);
+            let hash = self.hasher.hash_one(name(&service));
+            if let Ok(mut entry) = self.services.find_entry(hash, |slices| is_of(slices, &service)) {
+                match entry.get().as_slice() {
+                    [_] => drop(entry.remove()),
+                    _ => entry.get_mut().retain(|other| other.key != earlier.key),
                 }
             }
             if changes {
@@ -86,12 +93,35 @@ impl Slices {
         if let Some(slice) = slice
             && let Some(service) = service_of(slice)
         {
-            self.services.entry(service.clone()).or_default().push(slice.clone());
+            let hash = self.hasher.hash_one(name(&service));
+            match self.services.find_mut(hash, |slices| is_of(slices, &service)) {
+                Some(slices) => slices.push(slice.clone()),
+                None => {
+                    let hasher = |slices: &OfService| {
+                        self.hasher.hash_one(slices.first().and_then(|slice| service_name(slice)))
+                    };
+                    self.services.insert_unique(hash, OfService::from_elem(slice.clone(), 1), hasher);
+                }
+            }
             if changes {
                 touched.insert(service);
             }
         }
     }
+}
+
+/// What is hashed of a Service.
+fn name(service: &ObjectKey) -> Option<(&str, &str)> {
+    Some((&service.namespace, &service.name))
+}
+
+/// [`name`] of the Service of a slice.
+fn service_name(slice: &EndpointSlice) -> Option<(&str, &str)> {
+    Some((&slice.key.namespace, slice.service.as_deref()?))
+}
+
+fn is_of(slices: &OfService, service: &ObjectKey) -> bool {
+    slices.first().and_then(|slice| service_name(slice)) == name(service)
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {

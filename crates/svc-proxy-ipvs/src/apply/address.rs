@@ -2,7 +2,7 @@
 //! the address ("AnyIP"). So no packet of the node has one as its source by chance, none is announced by accident,
 //! and no IPv6 address has to be probed for duplicates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use common_informer::object::Family;
@@ -21,21 +21,15 @@ use crate::owned;
 pub struct VirtualAddresses<R> {
     netlink: R,
     device: Option<LinkIndex>,
-    held: BTreeMap<IpAddr, Held>,
+    /// Routes as [`Way::route`] makes them. Twenty thousand of them differ in their address only.
+    made: BTreeMap<Way, BTreeSet<IpAddr>>,
+    /// Routes that are otherwise, by another version or somebody else.
+    others: BTreeMap<IpAddr, Route>,
     refused: BTreeMap<IpAddr, String>,
 }
 
-/// A route that is there. Twenty thousand of them differ in their address only.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Held {
-    /// As [`Way::route`] makes it.
-    Made(Way),
-    /// Otherwise, by another version or somebody else.
-    Other(Box<Route>),
-}
-
 /// What is behind the routes of virtual addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
     device: LinkIndex,
     source: Option<IpAddr>,
@@ -53,7 +47,13 @@ pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
 impl<R: Rtnetlink> VirtualAddresses<R> {
     /// Nothing is known yet.
     pub fn new(netlink: R) -> Self {
-        Self { netlink, device: None, held: BTreeMap::new(), refused: BTreeMap::new() }
+        Self {
+            netlink,
+            device: None,
+            made: BTreeMap::new(),
+            others: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        }
     }
 
     /// The conversation with the kernel, for what else there is to ask.
@@ -112,19 +112,21 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         };
         let routes =
             self.netlink.observe_routes(&filter).map_err(failed("reading routes of virtual addresses"))?;
-        self.held = routes.into_iter().map(|route| (route.destination.addr(), Held::of(route))).collect();
+        self.made.clear();
+        self.others.clear();
+        routes.into_iter().for_each(|route| self.hold(route));
         self.device = None;
         Ok(())
     }
 
     /// The addresses that are this node's by our routes, as far as is known.
     pub fn held(&self) -> impl Iterator<Item = IpAddr> {
-        self.held.keys().copied()
+        self.made.values().flatten().chain(self.others.keys()).copied()
     }
 
     /// How many routes there are, as far as is known.
     pub fn count(&self) -> usize {
-        self.held.len()
+        self.made.values().map(BTreeSet::len).sum::<usize>() + self.others.len()
     }
 
     /// Makes routes as they should be. Those that the kernel refuses for good are in [`VirtualAddresses::refused`].
@@ -149,7 +151,7 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         let (mut count, mut outcome) = (0, Ok(()));
         while ips.peek().is_some() {
             let some = ips.by_ref().take(BATCH);
-            let some: Vec<_> = some.filter(|ip| self.held.get(ip) != Some(&Held::Made(way(*ip)))).collect();
+            let some: Vec<_> = some.filter(|ip| !self.has_made(*ip, &way(*ip))).collect();
             count += some.len();
             outcome = outcome.and(self.add_some(&some, way));
         }
@@ -185,7 +187,7 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         ips.iter().for_each(|ip| {
             self.refused.remove(ip);
         });
-        let removal = |ip: &IpAddr| Some(Command::DeleteRoute(self.held.get(ip)?.route(*ip)));
+        let removal = |ip: &IpAddr| Some(Command::DeleteRoute(self.route(*ip)?));
         let commands: Vec<_> = ips.iter().filter_map(removal).collect();
         self.commit(&commands).map_err(failed("removing routes of virtual addresses"))?;
         Ok(commands.len())
@@ -205,15 +207,49 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         for (number, command) in commands.iter().enumerate() {
             match command {
                 Command::DeleteRoute(route) => {
-                    self.held.remove(&route.destination.addr());
+                    self.forget(route.destination.addr());
                 }
                 Command::ReplaceRoute(route) if !refused.contains(&number) => {
-                    self.held.insert(route.destination.addr(), Held::of(route.clone().as_stored()));
+                    self.hold(route.clone().as_stored());
                 }
                 _ => {}
             }
         }
         result
+    }
+
+    fn has_made(&self, ip: IpAddr, way: &Way) -> bool {
+        self.made.get(way).is_some_and(|ips| ips.contains(&ip))
+    }
+
+    /// The route of an address, as far as is known.
+    fn route(&self, ip: IpAddr) -> Option<Route> {
+        let made = self.made.iter().find(|(_, ips)| ips.contains(&ip));
+        made.map(|(way, _)| way.route(ip).as_stored()).or_else(|| self.others.get(&ip).cloned())
+    }
+
+    fn forget(&mut self, ip: IpAddr) {
+        self.made.retain(|_, ips| {
+            ips.remove(&ip);
+            !ips.is_empty()
+        });
+        self.others.remove(&ip);
+    }
+
+    /// Keeps a route in mind, in the place of an earlier one.
+    fn hold(&mut self, route: Route) {
+        let ip = route.destination.addr();
+        self.forget(ip);
+        let device = route.next_hops.first().and_then(|hop| hop.link);
+        let way = device.map(|device| Way { device, source: route.preferred_source });
+        match way.filter(|way| way.route(ip).as_stored() == route) {
+            Some(way) => {
+                self.made.entry(way).or_default().insert(ip);
+            }
+            None => {
+                self.others.insert(ip, route);
+            }
+        }
     }
 
     /// Removes the device, with all its routes.
@@ -226,25 +262,6 @@ impl<R: Rtnetlink> VirtualAddresses<R> {
         let Some(link) = self.netlink.observe_link(&name).map_err(failed(what))? else { return Ok(false) };
         self.netlink.commit(&[Command::DeleteLink(link.index)]).map_err(failed(what))?;
         Ok(true)
-    }
-}
-
-impl Held {
-    fn of(route: Route) -> Self {
-        let device = route.next_hops.first().and_then(|hop| hop.link);
-        let way = device.map(|device| Way { device, source: route.preferred_source });
-        let is_made = |way: &Way| way.route(route.destination.addr()).as_stored() == route;
-        match way.filter(is_made) {
-            Some(way) => Self::Made(way),
-            None => Self::Other(Box::new(route)),
-        }
-    }
-
-    fn route(&self, ip: IpAddr) -> Route {
-        match self {
-            Self::Made(way) => way.route(ip).as_stored(),
-            Self::Other(route) => (**route).clone(),
-        }
     }
 }
 

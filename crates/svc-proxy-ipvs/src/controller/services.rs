@@ -38,10 +38,10 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                     held.resume(before);
                 }
                 held.share(wanted);
-                self.held.insert(key, held);
+                self.held.insert(held);
             }
         }
-        self.pending.extend(self.planner.virtuals().keys());
+        self.pending.extend(self.planner.virtual_keys());
         self.pending.extend(self.held.keys());
         Ok(())
     }
@@ -164,7 +164,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         }
         // One that is not wanted is held until it is removed.
         if let Some(held) = held {
-            self.held.insert(key, held);
+            self.held.insert(held);
         }
     }
 
@@ -177,7 +177,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             if let Some(before) = before {
                 held.resume(before);
             }
-            self.held.insert(key, held);
+            self.held.insert(held);
         }
         Ok(())
     }
@@ -248,11 +248,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 Ok(found) => found,
                 Err(error) => return failures.note(error.into()),
             };
-            let Some(held) = self.held.get_mut(&key) else { continue };
-            commands.extend(end_drains(held, &found, now));
+            let Some(mut held) = self.held.remove(&key) else { continue };
+            commands.extend(end_drains(&mut held, &found, now));
             if held.draining.is_empty() {
                 self.draining.remove(&key);
             }
+            self.held.insert(held);
         }
         match self.commit_ipvs(&commands, report) {
             // One that is gone already is what is wanted.

@@ -39,6 +39,12 @@ impl<K: Ord, V> Few<K, V> {
         }
     }
 
+    /// The value of a key.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let place = self.0.binary_search_by(|(other, _)| other.cmp(key)).ok()?;
+        self.0.get_mut(place).map(|(_, value)| value)
+    }
+
     /// Whether there is an entry with this key.
     pub fn contains_key(&self, key: &K) -> bool {
         self.0.binary_search_by(|(other, _)| other.cmp(key)).is_ok()
@@ -80,6 +86,7 @@ mod tests {
             assert!(few.iter().eq(map.iter()));
             assert!(few.keys().eq(map.keys()));
             assert_eq!(few.contains_key(&absent), map.contains_key(&absent));
+            assert_eq!(few.get_mut(&(absent % 16)), map.get_mut(&(absent % 16)));
             assert!(map.keys().all(|key| few.contains_key(key)));
         }
     }

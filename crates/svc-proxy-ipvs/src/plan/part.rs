@@ -10,15 +10,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut, RangeInclusive};
+use std::sync::{Arc, LazyLock};
 
 use common_informer::endpoints::{
     Candidate, Fate, Frontend, Origin, Policies, PortKey, Selection, Traffic, ready_addresses_here, select,
 };
-use common_informer::object::{Family, FullService, FullServicePort, ObjectKey, ServiceType, TrafficPolicy};
+use common_informer::object::{Family, FullService, FullServicePort, ServiceType, TrafficPolicy};
 use ipnet::IpNet;
-use kernel_netlink::ipvs::{Destination, Persistence, Service, ServiceKey};
+use kernel_netlink::ipvs::{Destination, Persistence, Service};
 
 use super::dsr::{self, Direct};
 use super::few::Few;
@@ -40,18 +40,51 @@ pub struct HealthCheck {
 /// One Service's part of the wanted state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// Virtual services.
-    pub virtuals: Few<ServiceKey, Arc<Virtual>>,
-    /// What becomes of new connections, by front. There are fronts without a virtual service: those without
-    /// endpoints.
-    pub gates: Few<Front, Gate>,
-    /// What is served by direct return. Its gates are in [`Part::gates`], its virtual services, once they have
-    /// marks, in [`Part::virtuals`].
+    /// What packets to the Service go to.
+    pub fronts: Few<Front, Entrance>,
+    /// What few Services have.
+    pub extras: Seldom,
+}
+
+/// What is wanted of a front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entrance {
+    /// What becomes of new connections.
+    pub gate: Gate,
+    /// Its address must be this node's.
+    pub is_virtual: bool,
+    /// It is an external front that IPVS knows by its address.
+    pub is_external: bool,
+    /// Its virtual service. One that is served by direct return has it once it has a mark.
+    pub wanted: Option<Arc<Virtual>>,
+}
+
+/// [`Extras`], in no memory if there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seldom(Option<Box<Extras>>);
+
+static NO_EXTRAS: LazyLock<Extras> = LazyLock::new(Extras::default);
+
+impl Deref for Seldom {
+    type Target = Extras;
+
+    fn deref(&self) -> &Extras {
+        self.0.as_deref().unwrap_or(&NO_EXTRAS)
+    }
+}
+
+impl DerefMut for Seldom {
+    fn deref_mut(&mut self) -> &mut Extras {
+        self.0.get_or_insert_default()
+    }
+}
+
+/// What few Services have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// What is served by direct return. Its gates are in [`Part::fronts`], and its virtual services, once they have
+    /// marks.
     pub direct: Option<Box<Direct>>,
-    /// External fronts that IPVS knows by their address.
-    pub external: Few<Front>,
-    /// Addresses that must be this node's.
-    pub vips: Few<IpAddr>,
     /// Where packets from pods of this node and from the node itself to a front go instead.
     pub inside: Few<Front, (IpAddr, u16)>,
     /// Pods of this node that serve: what comes from them, to them, and from them to themselves, is told apart.
@@ -64,34 +97,57 @@ pub struct Part {
     pub problems: Vec<Problem>,
 }
 
-/// The part of the Service `key`; `None` if there is no such Service to serve.
-pub fn part(key: &ObjectKey, world: &World, addresses: &Addresses, config: &PlanConfig) -> Option<Part> {
-    let service = world.services().get(key)?;
+impl Part {
+    /// The virtual services.
+    pub fn virtuals(&self) -> impl Iterator<Item = &Arc<Virtual>> {
+        self.fronts.iter().filter_map(|(_, entrance)| entrance.wanted.as_ref())
+    }
+
+    /// Addresses that must be this node's, each once.
+    pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
+        let mut last = None;
+        let all = self.fronts.iter().filter(|(_, entrance)| entrance.is_virtual).map(|(front, _)| front.ip);
+        // Fronts are in the order of their addresses.
+        all.filter(move |ip| last.replace(*ip) != Some(*ip))
+    }
+
+    /// External fronts that IPVS knows by their address.
+    pub fn external(&self) -> impl Iterator<Item = &Front> {
+        self.fronts.iter().filter(|(_, entrance)| entrance.is_external).map(|(front, _)| front)
+    }
+}
+
+/// The part of a Service of the world.
+pub fn part(service: &FullService, world: &World, addresses: &Addresses, config: &PlanConfig) -> Part {
     let mut part = Part::default();
     let settings = &service.settings;
-    let balancing = balancing(settings, config.scheduler, &mut part.problems);
+    let balancing = balancing(settings, config.scheduler, &mut part.extras.problems);
     let writer = Writer {
         service,
         policies: Policies::of(service),
         balancing,
-        wants_direct: dsr::is_wanted(settings, &mut part.problems),
-        without_balancer_ips: flag(settings, "service.skiplbips", &mut part.problems),
+        wants_direct: dsr::is_wanted(settings, &mut part.extras.problems),
+        without_balancer_ips: flag(settings, "service.skiplbips", &mut part.extras.problems),
         world,
         addresses,
         node_port_range: &config.node_port_range,
     };
     writer.claims(&mut part);
     // Read for its word only: see `Policies::of`.
-    flag(settings, "service.local", &mut part.problems);
+    flag(settings, "service.local", &mut part.extras.problems);
     for port in &service.ports {
         for &family in &config.families {
             writer.port(port, family, &mut part);
         }
     }
     writer.health(&mut part);
-    part.problems.sort();
-    part.problems.dedup();
-    Some(part)
+    let problems = &mut part.extras.problems;
+    problems.sort();
+    problems.dedup();
+    if *part.extras == *NO_EXTRAS {
+        part.extras = Seldom::default();
+    }
+    part
 }
 
 /// K8S: node ports are the API server's to give; external addresses are anybody's to write.
@@ -120,7 +176,7 @@ impl Writer<'_> {
     /// Reports the addresses that the Service wants and does not get.
     fn claims(&self, part: &mut Part) {
         for (frontend, owner) in self.world.services().lost(&self.service.key) {
-            part.problems.push(Problem::new(
+            part.extras.problems.push(Problem::new(
                 Reason::AddressTaken,
                 format!("{} is served for Service {}", describe(frontend), owner.key),
             ));
@@ -134,7 +190,7 @@ impl Writer<'_> {
                     Origin::LoadBalancer => "status.loadBalancer.ingress",
                 };
                 let message = format!("{field}: {} is not served: {why}", describe(frontend));
-                part.problems.push(Problem::new(Reason::AddressNotAllowed, message));
+                part.extras.problems.push(Problem::new(Reason::AddressNotAllowed, message));
             }
         }
     }
@@ -145,18 +201,19 @@ impl Writer<'_> {
         for (front, origin) in self.fronts(port, family) {
             let Some(policy) = self.policies.to(origin.traffic()) else { continue };
             let own = &self.addresses.own;
-            let direct = self.wants_direct && dsr::is_possible(&front, origin, own, &mut part.problems);
-            let gate = if direct {
+            let direct =
+                self.wants_direct && dsr::is_possible(&front, origin, own, &mut part.extras.problems);
+            let entrance = if direct {
                 self.direct_front(front, policy, &selection, part)
             } else {
-                self.front(front, origin, policy, &selection, part)
+                self.front(front, origin, policy, &selection)
             };
             let restricted = origin == Origin::LoadBalancer && self.service.settings.source_ranges.is_some();
             if restricted {
-                part.sources = self.service.settings.source_ranges.clone();
+                part.extras.sources = self.service.settings.source_ranges.clone();
             }
-            let gate = if restricted && gate == Gate::Serve { Gate::Sources } else { gate };
-            part.gates.insert(front, gate);
+            let gate = if restricted && entrance.gate == Gate::Serve { Gate::Sources } else { entrance.gate };
+            part.fronts.insert(front, Entrance { gate, ..entrance });
             // What comes from here gains nothing by direct return: the answer comes back here anyway.
             let all = policy == TrafficPolicy::Local
                 || (direct && self.policies.internal == TrafficPolicy::Cluster);
@@ -164,13 +221,13 @@ impl Writer<'_> {
             let limited = origin == Origin::LoadBalancer && self.service.settings.source_ranges.is_some();
             let short_cut = origin.traffic() == Traffic::External && all && !limited;
             if short_cut && let Some(cluster_ip) = self.cluster_ip(port, family) {
-                part.inside.insert(front, (cluster_ip, port.port));
+                part.extras.inside.insert(front, (cluster_ip, port.port));
             }
         }
         let own = &self.addresses.own;
         let local = selection.reachable(self.policies).filter(|endpoint| endpoint.local);
         let local = local.map(|endpoint| endpoint.address).filter(|ip| !own.contains(ip));
-        local.for_each(|ip| part.local.insert(ip, ()));
+        local.for_each(|ip| part.extras.local.insert(ip, ()));
     }
 
     /// The fronts of a port that are this Service's, with where they come from.
@@ -233,28 +290,20 @@ impl Writer<'_> {
             && self.world.services().owner(frontend).is_some_and(|owner| owner.key == self.service.key)
     }
 
-    fn front(
-        &self,
-        front: Front,
-        origin: Origin,
-        policy: TrafficPolicy,
-        selection: &Selection,
-        part: &mut Part,
-    ) -> Gate {
+    fn front(&self, front: Front, origin: Origin, policy: TrafficPolicy, selection: &Selection) -> Entrance {
         // An address that the node has anyway stays the node's: it needs no route, and its other ports are open.
-        if origin != Origin::NodePort && !self.addresses.own.contains(&front.ip) {
-            part.vips.insert(front.ip, ());
-            if origin != Origin::ClusterIp {
-                part.external.insert(front, ());
-            }
-        }
+        let is_virtual = origin != Origin::NodePort && !self.addresses.own.contains(&front.ip);
         let to = |endpoint: &Candidate| Some(Destination::new(endpoint.address, endpoint.port));
         let wanted = self.virtual_service(front, policy, selection, to);
-        part.virtuals.insert(front.service_key(), Arc::new(wanted));
-        match selection.fate(policy) {
-            Fate::Served => Gate::Serve,
-            Fate::Dropped => Gate::Drop,
-            Fate::Refused => Gate::Refuse,
+        Entrance {
+            gate: match selection.fate(policy) {
+                Fate::Served => Gate::Serve,
+                Fate::Dropped => Gate::Drop,
+                Fate::Refused => Gate::Refuse,
+            },
+            is_virtual,
+            is_external: is_virtual && origin != Origin::ClusterIp,
+            wanted: Some(Arc::new(wanted)),
         }
     }
 
@@ -264,25 +313,26 @@ impl Writer<'_> {
         policy: TrafficPolicy,
         selection: &Selection,
         part: &mut Part,
-    ) -> Gate {
+    ) -> Entrance {
         let own = &self.addresses.own;
-        let to = |endpoint: &Candidate| dsr::destination(endpoint, &front, own, &mut part.problems);
+        let to = |endpoint: &Candidate| dsr::destination(endpoint, &front, own, &mut part.extras.problems);
         let wanted = self.virtual_service(front, policy, selection, to);
         let here = selection.endpoints.iter().filter(|endpoint| {
             endpoint.local && dsr::destination(endpoint, &front, own, &mut Vec::new()).is_some()
         });
-        let direct = part.direct.get_or_insert_default();
+        let direct = part.extras.direct.get_or_insert_default();
         for endpoint in here {
             direct.pods.entry(endpoint.address).or_default().insert(front.ip);
             direct.replies.insert(front);
         }
         let serves = !wanted.destinations.is_empty();
         direct.unmarked.insert(front, wanted);
-        match selection.fate(policy) {
+        let gate = match selection.fate(policy) {
             Fate::Served if serves => Gate::Serve,
             Fate::Dropped => Gate::Drop,
             Fate::Served | Fate::Refused => Gate::Refuse,
-        }
+        };
+        Entrance { gate, is_virtual: false, is_external: false, wanted: None }
     }
 
     /// The virtual service of a front, with the destinations that endpoints are for it.
@@ -300,19 +350,16 @@ impl Writer<'_> {
             persistence: seconds.map(|seconds| Persistence::per_client(seconds, key.family())),
             ..Service::new(key, self.balancing.scheduler)
         };
-        let mut wanted = Virtual { service, destinations: Vec::new(), lingering: Vec::new() };
+        let (mut destinations, mut lingering) = (Vec::new(), Vec::new());
         for endpoint in &selection.endpoints {
             let Some(to) = destination(endpoint) else { continue };
             if endpoint.verdict(policy).serves() {
-                wanted.destinations.push(to);
+                destinations.push(to);
             } else {
-                wanted.lingering.push(to.key);
+                lingering.push(to.key);
             }
         }
-        // Twice as many endpoints as there are is what a growing list makes room for.
-        wanted.destinations.shrink_to_fit();
-        wanted.lingering.shrink_to_fit();
-        wanted
+        Virtual { service, destinations: destinations.into(), lingering: lingering.into() }
     }
 
     fn health(&self, part: &mut Part) {
@@ -325,6 +372,6 @@ impl Writer<'_> {
         let slices = self.world.slices(&self.service.key);
         let families = self.service.settings.families.iter();
         let local = families.map(|family| ready_addresses_here(*family, self.world.place(), slices)).max();
-        part.health = Some(HealthCheck { port, local: local.unwrap_or(0) });
+        part.extras.health = Some(HealthCheck { port, local: local.unwrap_or(0) });
     }
 }

@@ -1,23 +1,25 @@
 //! Keeps the wanted state of all Services, and changes what a change of the world touched.
 
 mod direct;
+mod parts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use common_informer::object::{Family, ObjectKey, ObjectRef, Protocol};
+use common_informer::object::{Family, FullService, ObjectKey, ObjectRef, Protocol};
 use kernel_netlink::ipvs::ServiceKey;
 use kernel_nft::{Op, Ruleset, TableFlags};
 
 pub use direct::{DirectNeeds, DirectPod};
 
 use direct::DirectPlan;
+use parts::Parts;
 
 use super::part::{HealthCheck, Part, part};
 use super::rules::Rules;
 use super::shared::{Difference, Shared};
-use super::{Drain, Front, PlanConfig, Virtual};
+use super::{Drain, Front, Index, Keyed, PlanConfig, Virtual};
 use crate::model::addresses::Addresses;
 use crate::model::problem::Problem;
 use crate::model::world::{Touched, World};
@@ -26,12 +28,10 @@ use crate::model::world::{Touched, World};
 pub struct Planner {
     config: PlanConfig,
     addresses: Addresses,
-    /// In boxes: a map has room for nearly twice as many entries as it holds.
-    parts: HashMap<ObjectKey, Box<Part>>,
-    virtuals: BTreeMap<ServiceKey, Arc<Virtual>>,
+    parts: Parts,
+    virtuals: Index<Arc<Virtual>>,
+    /// Virtual addresses. Those are local by a route that nothing is served on by direct return.
     vips: Shared<IpAddr>,
-    /// Virtual addresses that are local by a route: those of `vips` that nothing is served on by direct return.
-    routed: BTreeSet<IpAddr>,
     direct: DirectPlan,
     local: Shared<IpAddr>,
     rules: Rules,
@@ -41,8 +41,8 @@ pub struct Planner {
     health: BTreeMap<u16, (ObjectKey, HealthCheck)>,
 }
 
-/// Virtual services before an update.
-type Before = BTreeMap<ServiceKey, Option<Arc<Virtual>>>;
+/// Virtual services before an update. Not in a tree: its nodes would leave holes between what stays.
+type Before = HashMap<ServiceKey, Option<Arc<Virtual>>>;
 
 /// What changed in the wanted state.
 #[derive(Debug, Default)]
@@ -62,10 +62,9 @@ impl Planner {
             rules: Rules::new(&config, flags),
             config,
             addresses: Addresses::default(),
-            parts: HashMap::new(),
-            virtuals: BTreeMap::new(),
+            parts: Parts::default(),
+            virtuals: Index::default(),
             vips: Shared::default(),
-            routed: BTreeSet::new(),
             direct: DirectPlan::new(),
             local: Shared::default(),
             faulty: BTreeSet::new(),
@@ -81,20 +80,21 @@ impl Planner {
         } else {
             self.addresses = addresses.clone();
             let wanted = world.services().iter().map(|service| service.key.clone());
-            let known = self.parts.keys().chain(&touched.services).cloned();
+            let known = self.parts.iter().map(|(key, _)| key).chain(&touched.services).cloned();
             everything = known.chain(wanted).collect();
             &everything
         };
         // ORDER: all that goes goes first, since it may come back as part of another Service.
-        let mut before = BTreeMap::new();
+        let mut before = Before::new();
         for key in keys {
             if let Some(old) = self.parts.remove(key) {
                 self.withdraw(key, &old, &mut before);
             }
         }
         for key in keys {
-            if let Some(new) = part(key, world, &self.addresses, &self.config) {
-                self.install(key, new, &mut before);
+            if let Some(service) = world.services().get(key) {
+                let new = part(service, world, &self.addresses, &self.config);
+                self.install(service, new, &mut before);
             }
         }
         let is_other = |(key, before): (ServiceKey, Option<Arc<Virtual>>)| {
@@ -116,20 +116,17 @@ impl Planner {
 
     /// Routes of virtual addresses that came and went.
     fn take_routes(&mut self) -> Difference<IpAddr> {
-        let differences = [self.vips.take_difference(), self.direct.vips.take_difference()];
-        let touched: BTreeSet<_> = differences
-            .into_iter()
-            .flat_map(|difference| [difference.new, difference.gone])
-            .flatten()
-            .collect();
+        let (vips, direct) = (self.vips.take_difference(), self.direct.vips.take_difference());
+        let touched = [&vips, &direct].into_iter().flat_map(|difference| [&difference.new, &difference.gone]);
+        let touched: BTreeSet<IpAddr> = touched.flatten().copied().collect();
         let mut routes = Difference::default();
         for ip in touched {
-            if self.vips.contains(&ip) && !self.direct.vips.contains(&ip) {
-                if self.routed.insert(ip) {
-                    routes.new.push(ip);
-                }
-            } else if self.routed.remove(&ip) {
-                routes.gone.push(ip);
+            let (has_vip, is_direct) = (self.vips.contains(&ip), self.direct.vips.contains(&ip));
+            let was_routed = vips.was(&ip, has_vip) && !direct.was(&ip, is_direct);
+            match (was_routed, has_vip && !is_direct) {
+                (false, true) => routes.new.push(ip),
+                (true, false) => routes.gone.push(ip),
+                _ => {}
             }
         }
         routes
@@ -173,7 +170,7 @@ impl Planner {
         let mut pods: BTreeMap<IpAddr, DirectPod> = BTreeMap::new();
         for key in self.direct.services() {
             let Some(part) = self.parts.get(key) else { continue };
-            for (pod, vips) in part.direct.iter().flat_map(|direct| &direct.pods) {
+            for (pod, vips) in part.extras.direct.iter().flat_map(|direct| &direct.pods) {
                 let pod = pods.entry(*pod).or_default();
                 pod.vips.extend(vips);
                 pod.services.insert(key.clone());
@@ -191,43 +188,44 @@ impl Planner {
             needs.datagrams |= v4 && front.protocol == Protocol::Udp;
         }
         needs.hashed = self.direct.services().filter_map(|key| self.parts.get(key)).any(|part| {
-            let direct = part.virtuals.iter().filter(|(key, _)| matches!(key, ServiceKey::Mark { .. }));
-            direct.into_iter().any(|(_, wanted)| wanted.service.scheduler.as_str() == "mh")
+            let direct = part.virtuals().filter(|wanted| matches!(wanted.key(), ServiceKey::Mark { .. }));
+            direct.into_iter().any(|wanted| wanted.service.scheduler.as_str() == "mh")
         });
         needs
     }
 
     fn withdraw(&mut self, key: &ObjectKey, old: &Part, before: &mut Before) {
         self.rules.remove(key, old);
-        for virtual_key in old.virtuals.keys() {
-            let was = self.virtuals.remove(virtual_key);
-            before.entry(*virtual_key).or_insert(was);
+        for wanted in old.virtuals() {
+            let was = self.virtuals.remove(wanted.key());
+            before.entry(*wanted.key()).or_insert(was);
         }
-        old.vips.keys().for_each(|ip| self.vips.release(ip));
-        old.local.keys().for_each(|ip| self.local.release(ip));
+        old.vips().for_each(|ip| self.vips.release(&ip));
+        old.extras.local.keys().for_each(|ip| self.local.release(ip));
         self.direct.withdraw(key, old);
-        if let Some(check) = &old.health {
+        if let Some(check) = &old.extras.health {
             self.health.remove(&check.port);
         }
         self.faulty.remove(key);
     }
 
-    fn install(&mut self, key: &ObjectKey, mut new: Part, before: &mut Before) {
+    fn install(&mut self, service: &Arc<FullService>, mut new: Part, before: &mut Before) {
+        let key = &service.key;
         self.direct.install(key, &mut new);
         self.rules.insert(key, &new);
-        for (virtual_key, wanted) in new.virtuals.iter() {
-            let was = self.virtuals.insert(*virtual_key, wanted.clone());
-            before.entry(*virtual_key).or_insert(was);
+        for wanted in new.virtuals() {
+            let was = self.virtuals.insert(wanted.clone());
+            before.entry(*wanted.key()).or_insert(was);
         }
-        new.vips.keys().for_each(|ip| self.vips.acquire(*ip));
-        new.local.keys().for_each(|ip| self.local.acquire(*ip));
-        if let Some(check) = &new.health {
+        new.vips().for_each(|ip| self.vips.acquire(ip));
+        new.extras.local.keys().for_each(|ip| self.local.acquire(*ip));
+        if let Some(check) = &new.extras.health {
             self.health.insert(check.port, (key.clone(), check.clone()));
         }
-        if !new.problems.is_empty() {
+        if !new.extras.problems.is_empty() {
             self.faulty.insert(key.clone());
         }
-        self.parts.insert(key.clone(), Box::new(new));
+        self.parts.insert(service.clone(), new);
     }
 
     /// The wanted virtual service of a key.
@@ -237,28 +235,36 @@ impl Planner {
 
     /// The Services that have a virtual address. A walk through all: for the few that are in trouble.
     pub fn users_of(&self, ip: IpAddr) -> impl Iterator<Item = &ObjectKey> {
-        self.parts.iter().filter(move |(_, part)| part.vips.contains_key(&ip)).map(|(service, _)| service)
+        self.parts
+            .iter()
+            .filter(move |(_, part)| part.vips().any(|vip| vip == ip))
+            .map(|(service, _)| service)
     }
 
     /// The Service that a wanted virtual service is of. A walk through all: for the few that are in trouble.
     pub fn owner(&self, key: &ServiceKey) -> Option<&ObjectKey> {
         let mut parts = self.parts.iter();
-        parts.find(|(_, part)| part.virtuals.contains_key(key)).map(|(service, _)| service)
+        parts.find(|(_, part)| part.virtuals().any(|wanted| wanted.key() == key)).map(|(service, _)| service)
     }
 
-    /// All wanted virtual services.
-    pub fn virtuals(&self) -> &BTreeMap<ServiceKey, Arc<Virtual>> {
-        &self.virtuals
+    /// The keys of all wanted virtual services, in no order.
+    pub fn virtual_keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.virtuals.keys()
+    }
+
+    /// All wanted virtual services, in order: for people.
+    pub fn virtuals(&self) -> BTreeMap<ServiceKey, Arc<Virtual>> {
+        self.virtuals.iter().map(|wanted| (*wanted.key(), wanted.clone())).collect()
     }
 
     /// All virtual addresses that are to be local by a route.
     pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.routed.iter().copied()
+        self.vips.iter().copied().filter(|ip| !self.direct.vips.contains(ip))
     }
 
     /// Whether a virtual address is to be local by a route.
     pub fn wants_vip(&self, ip: IpAddr) -> bool {
-        self.routed.contains(&ip)
+        self.vips.contains(&ip) && !self.direct.vips.contains(&ip)
     }
 
     /// The node's own addresses, as they were planned with.
@@ -269,6 +275,11 @@ impl Planner {
     /// The wanted table.
     pub fn ruleset(&self) -> &Ruleset {
         self.rules.ruleset()
+    }
+
+    /// Whether the next updates tell the steps of the table.
+    pub fn record(&mut self, records: bool) {
+        self.rules.record(records);
     }
 
     /// Wants other flags of the table.
@@ -283,14 +294,14 @@ impl Planner {
 
     /// The parts of all Services, in no order.
     pub fn parts(&self) -> impl Iterator<Item = (&ObjectKey, &Part)> {
-        self.parts.iter().map(|(key, part)| (key, &**part))
+        self.parts.iter()
     }
 
     /// What is not in force, by Service.
     pub fn problems(&self) -> BTreeMap<ObjectRef, Vec<Problem>> {
         let of = |key: &ObjectKey| {
             let object = ObjectRef { kind: common_informer::object::Kind::Service, key: key.clone() };
-            Some((object, self.parts.get(key)?.problems.clone()))
+            Some((object, self.parts.get(key)?.extras.problems.clone()))
         };
         self.faulty.iter().filter_map(of).collect()
     }

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 
 pub use direct::{DirectTable, marks};
 
-use super::part::{HealthCheck, Part};
+use super::part::{Entrance, HealthCheck, Part};
 use super::{Front, Gate, PlanConfig};
 use crate::owned;
 
@@ -160,17 +160,17 @@ impl Rules {
 
     /// Takes a Service's part out.
     pub fn remove(&mut self, service: &ObjectKey, part: &Part) {
-        for front in part.gates.keys() {
+        for front in part.fronts.keys() {
             self.journal.set_element(&of("gate", front.family()), key(front), None);
             self.journal.set_element(&of("served", front.family()), key(front), None);
         }
-        for front in part.inside.keys() {
+        for front in part.extras.inside.keys() {
             self.journal.set_element(&of("inside", front.family()), key(front), None);
         }
-        if let Some(check) = &part.health {
+        if let Some(check) = &part.extras.health {
             self.journal.set_element(&"health".into(), health_key(check), None);
         }
-        if let Some(ranges) = &part.sources {
+        if let Some(ranges) = &part.extras.sources {
             let name = sources_name(service, ranges);
             self.journal.set_chain(&chain_name(&name), None);
             for family in [Family::V4, Family::V6] {
@@ -181,8 +181,8 @@ impl Rules {
 
     /// Puts a Service's part in.
     pub fn insert(&mut self, service: &ObjectKey, part: &Part) {
-        let sources = part.sources.as_ref().map(|ranges| self.add_sources(service, ranges));
-        for (front, gate) in part.gates.iter() {
+        let sources = part.extras.sources.as_ref().map(|ranges| self.add_sources(service, ranges));
+        for (front, Entrance { gate, .. }) in part.fronts.iter() {
             let verdict = match (gate, &sources) {
                 (Gate::Serve, _) => Verdict::Accept,
                 (Gate::Drop, _) | (Gate::Sources, None) => Verdict::Goto("discard".into()),
@@ -190,17 +190,18 @@ impl Rules {
                 (Gate::Sources, Some(chain)) => Verdict::Goto(chain.clone()),
             };
             self.journal.set_element(&of("gate", front.family()), key(front), Some(Value::Verdict(verdict)));
-            let is_direct = part.direct.as_ref().is_some_and(|direct| direct.marks.contains_key(front));
+            let is_direct =
+                part.extras.direct.as_ref().is_some_and(|direct| direct.marks.contains_key(front));
             // Who takes the short cut is served, though packets from outside are not.
-            let some = *gate == Gate::Drop && part.inside.contains_key(front);
+            let some = *gate == Gate::Drop && part.extras.inside.contains_key(front);
             if (some || matches!(gate, Gate::Serve | Gate::Sources)) && !is_direct {
                 self.journal.set_element(&of("served", front.family()), key(front), Some(Value::Member));
             }
         }
-        if let Some(check) = &part.health {
+        if let Some(check) = &part.extras.health {
             self.journal.set_element(&"health".into(), health_key(check), Some(Value::Member));
         }
-        for (front, (ip, port)) in part.inside.iter() {
+        for (front, (ip, port)) in part.extras.inside.iter() {
             let to = Value::Data(Key::address_port(*ip, *port));
             self.journal.set_element(&of("inside", front.family()), key(front), Some(to));
         }
@@ -272,6 +273,11 @@ impl Rules {
     /// Wants other flags of the table.
     pub fn set_flags(&mut self, flags: TableFlags) {
         self.journal.set_flags(flags);
+    }
+
+    /// Whether steps are recorded from here on, see [`Journal::record`].
+    pub fn record(&mut self, records: bool) {
+        self.journal.record(records);
     }
 
     /// The steps since the last call.

@@ -1,22 +1,23 @@
 //! Things that several Services have in common, such as an address: there as long as one has it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 
 /// How many have each thing, and what came and went since the last look.
 #[derive(Clone, Debug)]
 pub struct Shared<T> {
-    users: BTreeMap<T, usize>,
-    /// Whether it was there at the last look.
-    before: BTreeMap<T, bool>,
+    users: BTreeMap<T, u32>,
+    /// Whether it was there at the last look. Not in a tree: its nodes would leave holes between what stays.
+    before: HashMap<T, bool>,
 }
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        Self { users: BTreeMap::new(), before: BTreeMap::new() }
+        Self { users: BTreeMap::new(), before: HashMap::new() }
     }
 }
 
-/// What came and went.
+/// What came and went, each in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference<T> {
     /// Came.
@@ -31,7 +32,15 @@ impl<T> Default for Difference<T> {
     }
 }
 
-impl<T: Ord + Clone> Shared<T> {
+impl<T: Ord> Difference<T> {
+    /// Whether a thing was there before, if it is there now or not.
+    pub fn was(&self, thing: &T, is_there: bool) -> bool {
+        let has = |list: &Vec<T>| list.binary_search(thing).is_ok();
+        if is_there { !has(&self.new) } else { has(&self.gone) }
+    }
+}
+
+impl<T: Ord + Hash + Clone> Shared<T> {
     /// One more has it.
     pub fn acquire(&mut self, thing: T) {
         let users = self.users.entry(thing.clone()).or_insert(0);
@@ -79,6 +88,8 @@ impl<T: Ord + Clone> Shared<T> {
                 _ => {}
             }
         }
+        difference.new.sort();
+        difference.gone.sort();
         difference
     }
 }
@@ -93,12 +104,16 @@ mod tests {
         shared.acquire(1);
         shared.acquire(1);
         shared.acquire(2);
-        assert_eq!(shared.take_difference(), Difference { new: vec![1, 2], gone: vec![] });
+        let difference = shared.take_difference();
+        assert_eq!(difference, Difference { new: vec![1, 2], gone: vec![] });
+        assert!(!difference.was(&1, true) && !difference.was(&3, false) && difference.was(&4, true));
         shared.release(&1);
         shared.release(&2);
         shared.acquire(2);
         assert_eq!(shared.take_difference(), Difference { new: vec![], gone: vec![] });
         shared.release(&1);
-        assert_eq!(shared.take_difference(), Difference { new: vec![], gone: vec![1] });
+        let difference = shared.take_difference();
+        assert_eq!(difference, Difference { new: vec![], gone: vec![1] });
+        assert!(difference.was(&1, false) && difference.was(&2, true));
     }
 }

@@ -5,20 +5,45 @@
 //! as long as its client goes on sending, so its client is moved at once.
 
 use std::cmp::Ordering;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kernel_netlink::ipvs::{Command, Destination, DestinationState, Protocol, Service, ServiceKey};
 
-use super::{Drain, Virtual};
+use super::{Drain, Keyed, Virtual};
 
 /// A virtual service in the kernel, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// What was wanted when it was written, or what was found.
     pub written: Arc<Virtual>,
-    /// Destinations beside those written: no longer wanted, with connections left.
-    pub draining: Vec<Draining>,
+    /// Destinations beside those written: no longer wanted, with connections left. Few virtual services have any.
+    pub draining: Drains,
+}
+
+/// Destinations on their way out, in no memory if there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drains(Option<Box<Vec<Draining>>>);
+
+impl From<Vec<Draining>> for Drains {
+    fn from(all: Vec<Draining>) -> Self {
+        Self((!all.is_empty()).then(|| Box::new(all)))
+    }
+}
+
+impl Deref for Drains {
+    type Target = [Draining];
+
+    fn deref(&self) -> &[Draining] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Keyed for Held {
+    fn key(&self) -> &ServiceKey {
+        &self.written.service.key
+    }
 }
 
 /// A destination on its way out.
@@ -46,21 +71,29 @@ impl Held {
     pub fn found(service: Service, mut destinations: Vec<Destination>) -> Self {
         destinations.sort_by_key(|destination| destination.key);
         Self {
-            written: Arc::new(Virtual { service, destinations, lingering: Vec::new() }),
-            draining: Vec::new(),
+            written: Arc::new(Virtual {
+                service,
+                destinations: destinations.into(),
+                lingering: Box::default(),
+            }),
+            draining: Drains::default(),
         }
     }
 
     /// Goes on with the drains that were known before it was read again.
     pub fn resume(&mut self, before: Self) {
-        let written = Arc::make_mut(&mut self.written);
-        for draining in before.draining {
-            let found = written.destinations.binary_search_by_key(&draining.destination.key, |to| to.key);
-            if let Ok(place) = found {
-                let destination = written.destinations.remove(place);
-                self.draining.push(Draining { destination, ..draining });
-            }
+        if before.draining.is_empty() {
+            return;
         }
+        let of =
+            |to: &Destination| before.draining.iter().find(|draining| draining.destination.key == to.key);
+        let drained = self.written.destinations.iter().filter_map(|destination| {
+            let draining = of(&destination)?;
+            Some(Draining { destination, ..*draining })
+        });
+        self.draining = drained.collect::<Vec<_>>().into();
+        let written = Arc::make_mut(&mut self.written);
+        written.destinations = written.destinations.iter().filter(|to| of(to).is_none()).collect();
     }
 
     /// Takes what is wanted for what was found if they are the same: twenty thousand times the memory of one.
@@ -75,7 +108,7 @@ impl Held {
 
     /// Every destination that the kernel holds, by key, with the end of its drain if it has one.
     fn destinations(&self) -> Vec<(Destination, Option<Draining>)> {
-        let written = self.written.destinations.iter().map(|destination| (*destination, None));
+        let written = self.written.destinations.iter().map(|destination| (destination, None));
         let draining = self.draining.iter().map(|draining| (draining.destination, Some(*draining)));
         let mut all: Vec<_> = written.chain(draining).collect();
         if !self.draining.is_empty() {
@@ -96,11 +129,11 @@ pub fn steps(want: Option<&Arc<Virtual>>, have: Option<&Held>, drain: Drain, now
         (Some(want), None) => {
             let key = want.service.key;
             let mut commands = vec![Command::AddService(want.service)];
-            commands.extend(want.destinations.iter().map(|to| Command::AddDestination(key, *to)));
+            commands.extend(want.destinations.iter().map(|to| Command::AddDestination(key, to)));
             Steps {
                 commands,
                 removals: Vec::new(),
-                held: Some(Held { written: want.clone(), draining: Vec::new() }),
+                held: Some(Held { written: want.clone(), draining: Drains::default() }),
             }
         }
         (Some(want), Some(have)) => change(want, have, drain, now),
@@ -124,13 +157,13 @@ fn change(want: &Arc<Virtual>, have: &Held, drain: Drain, now: Instant) -> Steps
             (Some(wanted), Some((found, _))) => wanted.key.cmp(&found.key),
         };
         if order == Ordering::Less {
-            steps.commands.extend(wanted.next().map(|to| Command::AddDestination(key, *to)));
+            steps.commands.extend(wanted.next().map(|to| Command::AddDestination(key, to)));
             continue;
         }
         let Some((found, state)) = found.next() else { break };
         if order == Ordering::Equal {
-            let to = wanted.next().filter(|to| **to != found);
-            steps.commands.extend(to.map(|to| Command::SetDestination(key, *to)));
+            let to = wanted.next().filter(|to| *to != found);
+            steps.commands.extend(to.map(|to| Command::SetDestination(key, to)));
         } else if !drain.graceful || !drains(key) {
             steps.commands.push(Command::DeleteDestination(key, found.key));
         } else {
@@ -143,7 +176,7 @@ fn change(want: &Arc<Virtual>, have: &Held, drain: Drain, now: Instant) -> Steps
             draining.push(Draining { destination: rest, until: (!is_there).then_some(until) });
         }
     }
-    steps.held = Some(Held { written: want.clone(), draining });
+    steps.held = Some(Held { written: want.clone(), draining: draining.into() });
     steps
 }
 
@@ -159,7 +192,8 @@ fn drains(service: ServiceKey) -> bool {
 pub fn end_drains(held: &mut Held, found: &[DestinationState], now: Instant) -> Vec<Command> {
     let key = held.written.service.key;
     let mut commands = Vec::new();
-    held.draining.retain(|draining| {
+    let mut left = held.draining.to_vec();
+    left.retain(|draining| {
         let state = found.iter().find(|state| state.destination.key == draining.destination.key);
         let Some(state) = state else { return false };
         let idle = state.active_connections == 0 && state.inactive_connections == 0;
@@ -169,6 +203,7 @@ pub fn end_drains(held: &mut Held, found: &[DestinationState], now: Instant) -> 
         }
         !(idle || over)
     });
+    held.draining = left.into();
     commands
 }
 
@@ -199,7 +234,7 @@ mod tests {
     }
 
     fn held(protocol: Protocol, serving: &[u8]) -> Held {
-        Held { written: wanted(protocol, serving, &[]), draining: Vec::new() }
+        Held { written: wanted(protocol, serving, &[]), draining: Drains::default() }
     }
 
     #[test]
@@ -231,7 +266,7 @@ mod tests {
         assert_eq!(end_drains(&mut held, &busy, now + Duration::from_secs(29)), []);
         let removal = Command::DeleteDestination(key(Protocol::TCP), rest.key);
         assert_eq!(end_drains(&mut held, &busy, now + Duration::from_secs(30)), [removal]);
-        assert_eq!(held.draining, []);
+        assert!(held.draining.is_empty());
     }
 
     #[test]
@@ -277,7 +312,7 @@ mod tests {
         let steps = steps(Some(&wanted(Protocol::TCP, &[2], &[])), Some(&found), DRAIN, now);
         assert_eq!(steps.commands, []);
         assert_eq!(
-            steps.held.unwrap().draining,
+            *steps.held.unwrap().draining,
             [Draining { destination: rest, until: Some(now + DRAIN.period) }]
         );
     }
@@ -309,8 +344,8 @@ mod tests {
                 let told: Vec<_> = held.iter().flat_map(Held::destinations).map(|(to, _)| to).collect();
                 assert_eq!(found, told);
                 if let Some(want) = &want {
-                    let serving: Vec<_> = found.iter().filter(|to| to.weight > 0).copied().collect();
-                    assert_eq!(serving, want.destinations);
+                    let serving = found.iter().filter(|to| to.weight > 0).copied().collect();
+                    assert_eq!(want.destinations, serving);
                 }
             }
         }

@@ -14,8 +14,8 @@ pub fn render<'a>(virtuals: impl IntoIterator<Item = &'a Virtual>) -> String {
         let key = wanted.service.key;
         // Writing to a String cannot fail.
         let _ = writeln!(text, "-A {}", Head(&wanted.service));
-        for to in &wanted.destinations {
-            let _ = writeln!(text, "-a {} {}", Key(key), To(to));
+        for to in wanted.destinations.iter() {
+            let _ = writeln!(text, "-a {} {}", Key(key), To(&to));
         }
     }
     text

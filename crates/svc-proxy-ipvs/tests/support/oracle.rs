@@ -242,9 +242,9 @@ impl<'a> Oracle<'a> {
     }
 
     fn is_pod_here(&self, ip: IpAddr) -> bool {
-        let mut endpoints = self.slices().flat_map(|slice| &slice.endpoints);
+        let mut endpoints = self.slices().flat_map(|slice| slice.endpoints.iter());
         within(&self.pod_ranges(), ip)
-            || endpoints.any(|endpoint| endpoint.address == ip && self.is_here(endpoint))
+            || endpoints.any(|endpoint| endpoint.address == ip && self.is_here(&endpoint))
     }
 
     fn is_here(&self, endpoint: &Endpoint) -> bool {
@@ -267,7 +267,7 @@ impl<'a> Oracle<'a> {
 
     /// The endpoints that serve a port under a policy.
     fn endpoints(&self, claim: &Claim<'a>, family: Family, policy: TrafficPolicy) -> BTreeSet<(IpAddr, u16)> {
-        let mut all: Vec<(u16, &Endpoint)> = Vec::new();
+        let mut all: Vec<(u16, Endpoint)> = Vec::new();
         for slice in self.slices() {
             let of_service = slice.key.namespace == claim.service.key.namespace
                 && slice.service.as_ref() == Some(&claim.service.key.name);
@@ -288,8 +288,8 @@ impl<'a> Oracle<'a> {
                 all.iter().filter(|(_, e)| self.is_here(e)).map(|(port, e)| (e.address, *port)).collect();
             all.retain(|(port, endpoint)| here.contains(&(endpoint.address, *port)));
         }
-        let sockets = |list: Vec<(u16, &Endpoint)>| list.iter().map(|(p, e)| (e.address, *p)).collect();
-        let ready: Vec<_> = all.iter().copied().filter(|(_, endpoint)| endpoint.ready).collect();
+        let sockets = |list: Vec<(u16, Endpoint)>| list.iter().map(|(p, e)| (e.address, *p)).collect();
+        let ready: Vec<_> = all.iter().filter(|(_, endpoint)| endpoint.ready).cloned().collect();
         if ready.is_empty() {
             all.retain(|(_, endpoint)| endpoint.serving && endpoint.terminating);
             return sockets(all);
@@ -301,7 +301,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Those that hints leave: for our node, else for our zone; all if any has no hint, or none is for us.
-    fn hinted<'e>(&self, ready: Vec<(u16, &'e Endpoint)>) -> Vec<(u16, &'e Endpoint)> {
+    fn hinted(&self, ready: Vec<(u16, Endpoint)>) -> Vec<(u16, Endpoint)> {
         let names = |endpoint: &Endpoint, of_nodes: bool| -> Vec<Str> {
             let hints = endpoint.hints.as_ref();
             let names = hints.map(|hints| if of_nodes { &hints.nodes } else { &hints.zones });
@@ -310,7 +310,7 @@ impl<'a> Oracle<'a> {
         for (of_nodes, ours) in [(true, Some(Str::from(self.node))), (false, self.zone())] {
             let Some(ours) = ours else { continue };
             let meant: Vec<_> =
-                ready.iter().copied().filter(|(_, e)| names(e, of_nodes).contains(&ours)).collect();
+                ready.iter().filter(|(_, e)| names(e, of_nodes).contains(&ours)).cloned().collect();
             if !meant.is_empty() && ready.iter().all(|(_, e)| !names(e, of_nodes).is_empty()) {
                 return meant;
             }

@@ -68,32 +68,37 @@ impl DirectPlan {
 
     /// Gives the part's virtual services their marks.
     pub(super) fn install(&mut self, service: &ObjectKey, part: &mut Part) {
-        for front in part.external.keys() {
+        for front in part.external() {
             self.others.entry(front.ip).or_default().insert(*front);
             self.touched |= self.vips.contains(&front.ip);
         }
-        let Some(mut direct) = part.direct.take() else { return };
+        if part.extras.direct.is_none() {
+            return;
+        }
+        let Some(mut direct) = part.extras.direct.take() else { return };
         self.touched = true;
         self.services.insert(service.clone());
         for (front, mut wanted) in std::mem::take(&mut direct.unmarked) {
             let Some(mark) = self.marks.take(front) else {
                 let message = "there are no more packet marks for direct return";
-                part.problems.push(Problem::new(Reason::Unsupported, message));
-                part.gates.remove(&front);
+                part.extras.problems.push(Problem::new(Reason::Unsupported, message));
+                part.fronts.remove(&front);
                 continue;
             };
             wanted.service.key = marked(&front, mark);
-            part.virtuals.insert(wanted.service.key, Arc::new(wanted));
+            if let Some(entrance) = part.fronts.get_mut(&front) {
+                entrance.wanted = Some(Arc::new(wanted));
+            }
             direct.marks.insert(front, mark);
             self.by_mark.insert(mark, front);
             self.vips.acquire(front.ip);
         }
         self.replies.extend(&direct.replies);
-        part.direct = Some(direct);
+        part.extras.direct = Some(direct);
     }
 
     pub(super) fn withdraw(&mut self, service: &ObjectKey, part: &Part) {
-        for front in part.external.keys() {
+        for front in part.external() {
             self.touched |= self.vips.contains(&front.ip);
             if let Some(fronts) = self.others.get_mut(&front.ip) {
                 fronts.remove(front);
@@ -106,7 +111,7 @@ impl DirectPlan {
             return;
         }
         self.touched = true;
-        for (front, mark) in part.direct.iter().flat_map(|direct| &direct.marks) {
+        for (front, mark) in part.extras.direct.iter().flat_map(|direct| &direct.marks) {
             self.marks.leave(*front);
             self.by_mark.remove(mark);
             self.replies.remove(front);
