@@ -87,10 +87,11 @@ pub(crate) struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
+    /// With so many pods that come and go, and one that stays.
     pub(crate) fn new(side: &'a Side, conf: Conf, pods: usize) -> Result<Self> {
         let node = Namespace::new(side.name)?;
         node.ip("link set lo up")?;
-        let pods = (0..pods).map(|number| Namespace::new(format!("p{number}"))).collect::<Result<_>>()?;
+        let pods = (0..=pods).map(|number| Namespace::new(format!("p{number}"))).collect::<Result<_>>()?;
         Ok(Self { side, conf, node, pods, reservations: tempfile::tempdir()? })
     }
 
@@ -228,7 +229,12 @@ impl<'a> Lane<'a> {
         listener.accept().map(drop).context("nobody came by the host port")
     }
 
-    /// That pods have no interface any more, and the node none for them.
+    /// The pod that is always there, after all others.
+    pub(crate) const fn resident(&self) -> usize {
+        self.pods.len() - 1
+    }
+
+    /// That pods have no interface any more, and the node nothing but what the resident has.
     pub(crate) fn check_detached(&self, pods: &[usize]) -> Result<()> {
         let name = LinkName::new(INTERFACE).context("a name")?;
         for pod in pods {
@@ -237,11 +243,11 @@ impl<'a> Lane<'a> {
         }
         let links = self.node.run(|| Socket::open()?.observe_links())??;
         let left: Vec<_> = links.iter().filter(|link| link.name.as_str().starts_with("veth")).collect();
-        ensure!(left.is_empty(), "{} links are left", left.len());
+        ensure!(left.len() == 1, "{} links, not one", left.len());
         let reserved = std::fs::read_dir(self.reservations.path().join("net"))?;
         let names = reserved.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let left: Vec<_> = names.filter(|name| name.parse::<IpAddr>().is_ok()).collect();
-        ensure!(left.is_empty(), "reserved still: {left:?}");
+        ensure!(left.len() == 2, "reserved still: {left:?}");
         Ok(())
     }
 
