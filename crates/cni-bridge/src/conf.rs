@@ -242,6 +242,15 @@ pub fn has_host_ports(conf: &Value) -> bool {
     capable || told("/runtimeConfig/portMappings") || told("/RuntimeConfig/portMappings")
 }
 
+/// Whether the runtime tells of ports of the node for UDP.
+pub fn has_udp_ports(conf: &Value) -> bool {
+    ["/runtimeConfig/portMappings", "/RuntimeConfig/portMappings"].into_iter().any(|name| {
+        let ports = conf.pointer(name).and_then(Value::as_array);
+        let is_udp = |port: &Value| port["protocol"].as_str().is_some_and(|p| p.eq_ignore_ascii_case("udp"));
+        ports.is_some_and(|ports| ports.iter().any(is_udp))
+    })
+}
+
 /// Where the reservations of a network are, if `ipam` says that addresses are given out here. Reads less than
 /// [`IpamConf::parse`]: what was reserved can be released when the ranges are no longer valid.
 pub fn data_dir(conf: &Value) -> Option<PathBuf> {

@@ -39,12 +39,14 @@ pub fn run(conf: &Value, call: &Call) -> Result<(), CniError> {
     }
     // Without nf_tables there are no rules.
     let mut nft = if addresses.is_empty() { None } else { Nft::open().ok() };
-    let mut result = nft.as_mut().map_or(Ok(()), |nft| remove_rules(nft, &addresses, host_ports));
-    result = result.and(delete_links(name, call, &owner));
+    let removed = nft.as_mut().map_or(Ok(false), |nft| remove_rules(nft, &addresses, host_ports));
+    // To read all tracked connections takes 20 ms on a large node.
+    let udp = conf::has_udp_ports(conf) || removed.as_ref().is_ok_and(|udp| *udp);
+    let mut result = removed.map(drop).and(delete_links(name, call, &owner));
     // KERNEL: closing the socket waits until what was removed can be freed (`nft_rcv_nl_event()`), 10 ms and more;
     // that time has passed while the links went.
     drop(nft);
-    if host_ports && !addresses.is_empty() {
+    if udp && !addresses.is_empty() {
         forget_udp_flows(&mut |connection| addresses.contains(&connection.reply.source));
     }
     if let Some(folder) = &folder {
@@ -54,11 +56,16 @@ pub fn run(conf: &Value, call: &Call) -> Result<(), CniError> {
     result
 }
 
-/// Removes what the table has for addresses. The whole table is read only if ports of the node may lead to them.
+/// Removes what the table has for addresses. The whole table is read only if ports of the node may lead to them. True
+/// if one of UDP did.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn remove_rules(nft: &mut impl Nftables, addresses: &[IpAddr], host_ports: bool) -> Result<(), CniError> {
+pub fn remove_rules(
+    nft: &mut impl Nftables,
+    addresses: &[IpAddr],
+    host_ports: bool,
+) -> Result<bool, CniError> {
     let mut keys = table::present(nft, addresses.iter().map(|ip| masquerade::key(*ip)))?;
     let mut chains = Vec::new();
     if host_ports {
@@ -69,7 +76,8 @@ pub fn remove_rules(nft: &mut impl Nftables, addresses: &[IpAddr], host_ports: b
             chains = table::unused_chains(&seen.ruleset, &keys);
         }
     }
-    table::remove(nft, &keys, &chains)
+    table::remove(nft, &keys, &chains)?;
+    Ok(keys.iter().any(|(map, version, key)| portmap::is_udp(*map, *version, key)))
 }
 
 /// Removes the links: the host's end by its name, and what the container has where the reference made it.

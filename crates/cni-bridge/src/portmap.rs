@@ -138,6 +138,15 @@ pub fn keys_of(table: &kernel_nft::Ruleset, gone: impl Fn(IpAddr) -> bool) -> Ve
     keys
 }
 
+/// Whether an element leads UDP away from a container, as each of UDP that leads to one has its counterpart do.
+pub fn is_udp(map: Map, version: IpVersion, key: &Key) -> bool {
+    let address = match version {
+        IpVersion::V4 => 4,
+        IpVersion::V6 => 16,
+    };
+    map == Map::Hairpin && key.as_bytes().get(address) == Some(&Protocol::UDP.0)
+}
+
 /// The address that a key begins with.
 pub fn address(version: IpVersion, bytes: &[u8]) -> Option<IpAddr> {
     match version {
@@ -186,6 +195,7 @@ mod tests {
         assert_eq!(keys_of(&seen, |ip| ip == addresses[1].addr()), []);
         let keys = keys_of(&seen, |ip| ip == addresses[0].addr() || ip == addresses[2].addr());
         assert_eq!(keys.len(), 8);
+        assert_eq!(keys.iter().filter(|(map, version, key)| is_udp(*map, *version, key)).count(), 1);
         table::remove(&mut nft, &keys, &table::unused_chains(&seen, &keys)).unwrap();
         let seen = nft.observe(Family::Inet, owned::TABLE).unwrap().unwrap().ruleset;
         assert_eq!(seen, table::empty());

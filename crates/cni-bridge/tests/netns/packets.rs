@@ -241,6 +241,23 @@ fn ports_of_the_node_lead_to_the_container() {
 }
 
 #[test]
+fn flows_of_udp_end_with_the_container_also_if_del_is_not_told_of_ports() {
+    let lab = Lab::new();
+    let outside = outside(&lab);
+    outside.ip("route add default via 192.0.2.1").unwrap();
+    let capable = lab.conf(json!({"capabilities": {"portMappings": true}}));
+    let mut conf = capable.clone();
+    conf["runtimeConfig"] = json!({"portMappings": [port(8053, 80, "udp", "")]});
+    let (a, _) = lab.pod("a", &conf);
+    serve(&a, "0.0.0.0:80");
+    assert_eq!(ask_udp(&outside, "192.0.2.1:8053").as_deref(), Some("192.0.2.9"));
+    let flows = || lab.node.output("conntrack", &["-L", "-p", "udp"], "").unwrap();
+    assert!(flows().contains("src=10.1.2.2 "), "{}", flows());
+    lab.del("a", &a, &capable).success();
+    assert!(!flows().contains("src=10.1.2.2 "), "{}", flows());
+}
+
+#[test]
 fn the_nodes_loopback_stays_closed_to_pods() {
     let lab = Lab::new();
     let ports = json!({"portMappings": [port(8080, 80, "tcp", "")]});
