@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use common_informer::object::{Batch, Kind, ObjectRef};
 use common_informer::problem::Problems;
-use kernel_netlink::conntrack::Conntrack;
+use kernel_netlink::conntrack::{Conntrack, Stale};
 use kernel_netlink::ipvs::{Command, Ipvs, ServiceKey};
 use kernel_netlink::route::{self, Rtnetlink};
 use kernel_netlink::sysctl::{State as SysctlState, Sysctls};
@@ -96,6 +96,8 @@ pub struct Proxy<V, R, N> {
     pending: BTreeSet<ServiceKey>,
     draining: BTreeSet<ServiceKey>,
     next_drain_check: Option<Instant>,
+    /// UDP fronts that are served since connections to them were last looked at.
+    new_udp: Vec<Stale>,
     /// What the kernel refused, and why.
     refused: BTreeMap<ServiceKey, String>,
     repairs: u64,
@@ -143,6 +145,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             pending: BTreeSet::new(),
             draining: BTreeSet::new(),
             next_drain_check: None,
+            new_udp: Vec::new(),
             refused: BTreeMap::new(),
             repairs: 0,
             problems: Problems::default(),
@@ -245,6 +248,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             Ok(count) => report.add("add_route", count),
             Err(error) => failures.note(error),
         }
+        self.forget_stale(&mut failures);
         self.lead_marked(observe, report, &mut failures);
         match self.vips.remove(gone) {
             Ok(count) => report.add("delete_route", count),

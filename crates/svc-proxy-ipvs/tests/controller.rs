@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common_informer::object::{Batch, Change, Kind, ObjectKey, ObjectRef};
-use kernel_netlink::conntrack;
+use kernel_netlink::conntrack::{self, Conntrack};
 use kernel_netlink::ipvs::{
     self, Command, CommitError, Destination, DestinationKey, DestinationState, Ipvs, Protocol, ServiceKey,
     ServiceState, Timeouts,
@@ -101,6 +101,17 @@ impl Rtnetlink for Told<route::Fake> {
     fn commit(&mut self, commands: &[route::Command]) -> Result<(), CommitError> {
         commands.iter().for_each(|command| self.note(format!("route! {command}")));
         self.kernel.commit(commands)
+    }
+}
+
+impl Conntrack for Told<conntrack::Fake> {
+    fn delete_where(
+        &mut self,
+        protocol: Protocol,
+        is_stale: &mut dyn FnMut(&conntrack::Connection) -> bool,
+    ) -> Result<usize, conntrack::Error> {
+        self.note("conntrack! delete");
+        self.kernel.delete_where(protocol, is_stale)
     }
 }
 
@@ -260,7 +271,7 @@ impl Rig {
             ipvs: Told { kernel: kernel.ipvs.clone(), log: log.clone() },
             netlink: Told { kernel: kernel.route.clone(), log: log.clone() },
             nft: Told { kernel: kernel.nft.clone(), log: log.clone() },
-            connections: Box::new(kernel.conntrack.clone()),
+            connections: Box::new(Told { kernel: kernel.conntrack.clone(), log: log.clone() }),
             health: None,
             sysctls: None,
             watch: None,
@@ -923,6 +934,16 @@ fn udp_flows_that_are_older_than_their_service_are_forgotten_and_no_others() {
     let passes = rig.kernel.conntrack.passes();
     rig.change(&service("shop", "tcp", "10.96.0.54", "TCP"));
     assert_eq!(rig.kernel.conntrack.passes(), passes, "of TCP nothing is forgotten");
+}
+
+#[test]
+fn stale_udp_flows_are_forgotten_when_nothing_can_begin_them_anew() {
+    let mut rig = Rig::started();
+    rig.change(&service("shop", "dns", "10.96.0.53", "UDP"));
+    let said = rig.changed();
+    let at = |word: &str| said.iter().position(|message| message.starts_with(word)).unwrap();
+    assert!(at("ipvs! add service") < at("conntrack! delete"), "{said:#?}");
+    assert!(at("route! replace route") < at("conntrack! delete"), "{said:#?}");
 }
 
 #[test]

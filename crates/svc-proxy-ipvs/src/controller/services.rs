@@ -119,7 +119,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
                 // Of those that failed the drains that began with it are gone on with, once they are read again.
                 self.set_held(key, held);
             }
-            self.forget_stale(&commands, failures);
+            self.note_new_udp(&commands);
             for (key, refusal) in failed {
                 self.pending.insert(key);
                 match self.observe_one(key) {
@@ -182,21 +182,27 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         Ok(())
     }
 
+    fn note_new_udp(&mut self, commands: &[Command]) {
+        self.new_udp.extend(commands.iter().filter_map(|command| match command {
+            Command::AddService(ipvs::Service {
+                key: ServiceKey::Address { protocol: Protocol::UDP, address, port },
+                ..
+            }) => Some(Stale { destination: Some(*address), port: *port, endpoint: None }),
+            _ => None,
+        }));
+    }
+
     /// Forgets tracked UDP flows that went to an address before it was served: they would go on as they began.
-    fn forget_stale(&mut self, commands: &[Command], failures: &mut Failures) {
-        let new: Vec<_> = commands
-            .iter()
-            .filter_map(|command| match command {
-                Command::AddService(ipvs::Service {
-                    key: ServiceKey::Address { protocol: Protocol::UDP, address, port },
-                    ..
-                }) => Some(Stale { destination: Some(*address), port: *port, endpoint: None }),
-                _ => None,
-            })
-            .collect();
-        match conntrack::delete(&mut *self.rest.connections, Protocol::UDP, &new) {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(count, "stale UDP flows to new Services forgotten"),
+    ///
+    /// ORDER: when the addresses are there, or a packet in between would begin such a flow anew.
+    pub(super) fn forget_stale(&mut self, failures: &mut Failures) {
+        match conntrack::delete(&mut *self.rest.connections, Protocol::UDP, &self.new_udp) {
+            Ok(count) => {
+                self.new_udp = Vec::new();
+                if count > 0 {
+                    tracing::info!(count, "stale UDP flows to new Services forgotten");
+                }
+            }
             Err(error) => failures
                 .note(Error::Route { what: "forgetting stale UDP flows (conntrack)", source: error.into() }),
         }

@@ -144,6 +144,14 @@ impl Lab {
 
     /// Writes the objects and waits until they are in force on the nodes of `proxies`.
     pub(crate) fn apply(&mut self, proxies: &[&Proxy]) {
+        if self.marker == 0 {
+            // Nothing of the first marker is removed last.
+            self.mark(proxies);
+        }
+        self.mark(proxies);
+    }
+
+    fn mark(&mut self, proxies: &[&Proxy]) {
         self.marker += 1;
         self.write();
         let (wanted, any) = (format!("-A -t {MARKER}:{} ", self.marker), format!("-A -t {MARKER}:"));
