@@ -1,5 +1,8 @@
 //! Traffic policies, and endpoints that are on their way out.
 
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
+
 use serde_json::json;
 
 use crate::lab::{Lab, WEB, ip};
@@ -73,4 +76,73 @@ fn w15_terminating_endpoints_serve_only_as_long_as_no_other_does() {
     lab.set_endpoints(vec![deaf]);
     lab.apply(&[&n1]);
     lab.check("none serves", &WEB.map(|web| from("p3", ip(web), 80, crate::tries::Expect::Refused)));
+}
+
+#[test]
+fn w15_external_policy_local_falls_back_to_what_terminates_here() {
+    let mut lab = Lab::routed();
+    lab.web(json!({"type": "NodePort", "externalTrafficPolicy": "Local"}), &[]).set_node_port(30080);
+    let leaving = lab.endpoints(&["p1"])[0].clone().terminating(true);
+    let ready = lab.endpoints(&["q1"])[0].clone();
+    lab.set_endpoints(vec![leaving, ready]);
+    let _n1 = lab.start("n1", &[]);
+    let mut tries = Vec::new();
+    for (node, web) in lab.addresses("n1").into_iter().zip(WEB.map(ip)) {
+        tries.push(from("outside", node, 30080, served_itself(&["p1"])));
+        tries.push(from("p3", web, 80, served_itself(&["q1"])));
+    }
+    lab.check("one leaves here, one is ready elsewhere", &tries);
+}
+
+#[test]
+fn traffic_goes_to_the_endpoints_that_slices_hint_at() {
+    let mut lab = Lab::routed();
+    let endpoint = |lab: &Lab, name: &str, family: usize, node: &str| {
+        json!({"addresses": [lab.addresses(name)[family]], "nodeName": node,
+            "hints": {"forNodes": [{"name": node}]}})
+    };
+    let endpoints =
+        [0, 1].map(|family| [endpoint(&lab, "p1", family, "n1"), endpoint(&lab, "q1", family, "n2")]);
+    let web = lab.web(json!({"trafficDistribution": "PreferSameNode"}), &[]);
+    for (kind, endpoints) in ["IPv4", "IPv6"].into_iter().zip(endpoints) {
+        web.slices.push(json!({"addressType": kind, "ports": web.ports, "endpoints": endpoints}));
+    }
+    let _nodes = lab.start_all(&[]);
+    let mut tries = Vec::new();
+    for web in WEB.map(ip) {
+        tries.push(from("p3", web, 80, served_itself(&["p1"])));
+        tries.push(from("q2", web, 80, served_itself(&["q1"])));
+    }
+    lab.check("each node has its own", &tries);
+}
+
+/// The status of a health check port of a node, asked for from outside.
+fn health(lab: &Lab, node: IpAddr, port: u16) -> Option<String> {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((node, port))?;
+        write!(stream, "GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = lab.cluster.namespace("outside").unwrap().run(ask).unwrap().ok()?;
+    answer.split_whitespace().nth(1).map(str::to_owned)
+}
+
+#[test]
+fn a_load_balancer_is_told_which_nodes_have_endpoints() {
+    let mut lab = Lab::routed();
+    let fields =
+        json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000});
+    lab.web(fields, &["p1"]).set_node_port(30080).ingress = BALANCERS.map(str::to_owned).into();
+    let [n1, n2] = lab.start_all(&[]);
+    let statuses = |lab: &Lab| ["n1", "n2"].map(|node| lab.addresses(node).map(|ip| health(lab, ip, 32000)));
+    let [yes, no] = ["200", "503"].map(|status| [Some(status.to_owned()), Some(status.to_owned())]);
+    assert_eq!(statuses(&lab), [yes.clone(), no.clone()]);
+    lab.set_endpoints(lab.endpoints(&["q1"]));
+    lab.apply(&[&n1, &n2]);
+    assert_eq!(statuses(&lab), [no, yes]);
+    lab.objects.services.remove("web");
+    lab.apply(&[&n1, &n2]);
+    n1.until("the port is closed", || health(&lab, lab.addresses("n1")[0], 32000).is_none());
 }

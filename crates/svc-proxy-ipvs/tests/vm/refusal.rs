@@ -79,3 +79,19 @@ fn an_address_in_the_cluster_range_that_no_service_has_is_dropped() {
     }
     lab.check("nobody's address", &tries);
 }
+
+#[test]
+fn without_the_guard_a_virtual_address_has_the_ports_of_the_host() {
+    let mut lab = Lab::routed();
+    lab.cluster.serve("n1", Protocol::Tcp, 22).unwrap();
+    lab.web(json!({}), &["p1"]);
+    let _n1 = lab.start("n1", &["--ipvs-permit-all=false"]);
+    let mut tries = Vec::new();
+    for web in WEB.map(ip) {
+        for client in ["p3", "outside"] {
+            tries.push(from(client, web, 22, served_itself(&["n1"])).by(Protocol::Tcp));
+            tries.push(from(client, web, 80, served_itself(&["p1"])).by(Protocol::Tcp));
+        }
+    }
+    lab.check("ports", &tries);
+}
