@@ -35,6 +35,8 @@ pub struct Attachment {
     socket: Socket,
     bridge: Option<Link>,
     container: Option<Link>,
+    /// A conversation in the container's namespace.
+    inside: Option<Socket>,
     vlan_gateway: Option<Link>,
     /// Whether the reservations are of this call, so that undoing may release them.
     reserved: bool,
@@ -83,6 +85,7 @@ impl Attachment {
             socket: link::open()?,
             bridge: None,
             container: None,
+            inside: None,
             vlan_gateway: None,
             reserved: false,
             has_veth: false,
@@ -195,8 +198,9 @@ fn set_up_port(work: &mut Attachment) -> Result<(), CniError> {
 }
 
 fn configure_container(work: &mut Attachment) -> Result<(), CniError> {
-    let made = pod::configure(&work.namespace, &work.conf, &work.interface, &work.outcome)?;
+    let (made, inside) = pod::configure(&work.namespace, &work.conf, &work.interface, &work.outcome)?;
     work.container = Some(made);
+    work.inside = Some(inside);
     Ok(())
 }
 
@@ -288,7 +292,11 @@ fn remove_rules(work: &mut Attachment) {
 
 fn settle(work: &mut Attachment) -> Result<(), CniError> {
     let name = link::host_link_name(&work.conf.name, &work.owner)?;
-    let host = link::settle(&mut work.socket, &name, !work.conf.disable_container_interface)?;
+    let is_to_run = !work.conf.disable_container_interface;
+    let host = link::settle(&mut work.socket, &name, is_to_run)?;
+    if let (Some(inside), Some(container), true) = (&mut work.inside, &work.container, is_to_run) {
+        pod::announce(inside, container);
+    }
     // The bridge may have another address than before: that of its first port, if it was not made here.
     let bridge = link::find(&mut work.socket, &work.conf.bridge)?;
     let gone = || CniError::other(format!("could not lookup \"{}\": Link not found", work.conf.bridge));

@@ -68,7 +68,8 @@ pub fn find(namespace: &Namespace, name: &LinkName) -> Result<Option<Link>, CniE
     run(namespace, || link::find(&mut link::open()?, name))
 }
 
-/// Gives the container's interface its addresses and routes, and brings it up.
+/// Gives the container's interface its addresses and routes, and brings it up. What is returned with it is a
+/// conversation in the container's namespace.
 ///
 /// # Errors
 /// When the kernel refuses something of it.
@@ -77,13 +78,17 @@ pub fn configure(
     conf: &NetConf,
     interface: &LinkName,
     outcome: &Outcome,
-) -> Result<Link, CniError> {
+) -> Result<(Link, Socket), CniError> {
     run(namespace, || {
         let mut socket = link::open()?;
         let gone = || CniError::other(format!("failed to lookup \"{interface}\" in the container"));
         let found = link::find(&mut socket, interface)?.ok_or_else(gone)?;
         if conf.disable_container_interface {
-            return Ok(found);
+            return Ok((found, socket));
+        }
+        // Best effort, as what follows from them; see `announce`.
+        for name in ["net/ipv4/conf/IF/arp_notify", "net/ipv6/conf/IF/ndisc_notify"] {
+            let _ = ensure_sysctl(&name.replace("IF", interface.as_str()), "1");
         }
         if outcome.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
             set_up_ipv6(conf, interface)?;
@@ -115,8 +120,20 @@ pub fn configure(
             })?;
             added.push(route);
         }
-        Ok(found)
+        Ok((found, socket))
     })
+}
+
+/// Tells its neighbours on which Ethernet address the container's addresses are now. They may remember who had them
+/// before, and would send to nobody for ten seconds.
+///
+/// KERNEL: gratuitous ARP and unsolicited neighbour advertisements go out when a device with `arp_notify` and
+/// `ndisc_notify` comes up, but then the bridge does not take them yet; and once more when its Ethernet address is set,
+/// be it to what it was (`NETDEV_CHANGEADDR` in `inetdev_event()` and `ndisc_netdev_event()`).
+pub fn announce(socket: &mut Socket, container: &Link) {
+    let change = LinkChange { mac: container.mac, ..LinkChange::default() };
+    // Best effort: who does not hear it finds out by himself.
+    let _ = commit(socket, &[Command::SetLink(container.index, change)]);
 }
 
 fn set_up_ipv6(conf: &NetConf, interface: &LinkName) -> Result<(), CniError> {

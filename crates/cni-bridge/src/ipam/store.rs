@@ -17,8 +17,8 @@
 //! Containers do not outlive the machine: in the first call after a boot, all reservations of earlier ones go, also
 //! those that a power failure has left half written. So it is the note of the boot that is brought to the disk,
 //! before the first reservation; a reservation itself is not, since it means nothing when it is read from there
-//! again. Four times `fsync()` under the lock were a third of what an ADD took, and nearly all of what many at once
-//! waited for.
+//! again. Four times `fsync()` of a pod with two families, all of it under the lock, took 1.6 ms on an idle disk, 10 ms
+//! on a busy one.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

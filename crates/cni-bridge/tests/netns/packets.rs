@@ -160,6 +160,30 @@ fn pods_reach_each_other_and_the_node_with_their_own_addresses() {
 }
 
 #[test]
+fn who_gets_the_address_of_another_is_reached_at_once_by_those_who_knew_that_one() {
+    let lab = Lab::new();
+    let mut conf = lab.conf(json!({}));
+    // Two addresses of each family: the third pod has those of the first.
+    conf["ipam"]["ranges"] = json!([
+        [{"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.2", "rangeEnd": "10.1.2.3"}],
+        [{"subnet": "fd00:1::/64", "rangeStart": "fd00:1::2", "rangeEnd": "fd00:1::3"}]]);
+    let (a, _) = lab.pod("a", &conf);
+    let (b, _) = lab.pod("b", &conf);
+    let reach = |server: &Namespace| {
+        for address in ["10.1.2.2:80", "[fd00:1::2]:80"] {
+            serve(server, address);
+            for client in [&b, &lab.node] {
+                assert!(ask(client, address, TIMEOUT).is_some(), "{address} from {}", client.label());
+            }
+        }
+    };
+    reach(&a);
+    lab.del("a", &a, &conf).success();
+    let (c, _) = lab.pod("c", &conf);
+    reach(&c);
+}
+
+#[test]
 fn packets_to_other_networks_leave_with_the_nodes_address_until_del() {
     let lab = Lab::new();
     let outside = outside(&lab);
