@@ -14,7 +14,7 @@ use crate::controller_loop::{
 use crate::health::{Health, ITERATION_LIMIT};
 use crate::metrics::{self, Registry};
 use crate::shutdown::{self, CancellationToken};
-use crate::{Program, log};
+use crate::{Program, log, memory};
 
 /// What a controller needs of its process; made first thing in `run`, on a tokio runtime with I/O and time.
 #[derive(Debug)]
@@ -54,6 +54,7 @@ impl Daemon {
     /// # Errors
     /// See [`DaemonError`].
     pub fn start(program: &'static Program, args: &CommonArgs) -> Result<Self, DaemonError> {
+        memory::prepare();
         log::init(args.log_format, args.verbosity).map_err(|error| DaemonError::Log(error.into()))?;
         let health = Health::new(Instant::now(), ITERATION_LIMIT);
         let registry = Registry::new(program)?;

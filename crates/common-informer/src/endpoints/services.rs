@@ -44,8 +44,10 @@ pub enum Origin {
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     services: HashSet<ByKey>,
-    /// Those that want a frontend, the one that has it first; one is the rule.
-    frontends: HashMap<Frontend, SmallVec<[Arc<FullService>; 1]>>,
+    /// Whose a frontend is.
+    owners: HashMap<Frontend, Arc<FullService>>,
+    /// Those that want it too, in the order in which they would have it; few do.
+    others: HashMap<Frontend, Vec<Arc<FullService>>>,
 }
 
 /// A Service that is found by its key, which is not stored a second time.
@@ -111,7 +113,7 @@ impl Services {
 
     /// The Service that has a frontend.
     pub fn owner(&self, frontend: Frontend) -> Option<&Arc<FullService>> {
-        self.frontends.get(&frontend)?.first()
+        self.owners.get(&frontend)
     }
 
     /// The frontends that a Service wants and another one has, in order, with that one.
@@ -123,9 +125,8 @@ impl Services {
             .map(|(frontend, _)| frontend)
             .collect();
         wanted.into_iter().filter_map(move |frontend| {
-            let claims = self.frontends.get(&frontend)?;
-            let owner = claims.first().filter(|owner| owner.key != *key)?;
-            claims.iter().any(|claim| claim.key == *key).then_some((frontend, owner))
+            let mut others = self.others.get(&frontend)?.iter();
+            others.any(|claim| claim.key == *key).then_some((frontend, self.owners.get(&frontend)?))
         })
     }
 
@@ -137,20 +138,22 @@ impl Services {
         claimant: Option<&Arc<FullService>>,
         touched: &mut BTreeSet<ObjectKey>,
     ) {
-        let claims = self.frontends.entry(frontend).or_default();
-        let owner = claims.first().map(|owner| owner.key.clone());
-        claims.retain(|claim| claim.key != *key);
-        if let Some(claimant) = claimant {
-            let place = claims.partition_point(|other| rank(other, frontend) < rank(claimant, frontend));
-            claims.insert(place, claimant.clone());
+        let owner = self.owners.remove(&frontend);
+        let others = self.others.remove(&frontend).unwrap_or_default();
+        let before = owner.as_ref().map(|owner| owner.key.clone());
+        let claims = owner.into_iter().chain(others).filter(|claim| claim.key != *key);
+        let mut claims: SmallVec<[_; 2]> = claims.chain(claimant.cloned()).collect();
+        claims.sort_by(|one, other| rank(one, frontend).cmp(&rank(other, frontend)));
+        if before.as_ref() != claims.first().map(|owner| &owner.key) {
+            let wanting = claims.iter().map(|claim| claim.key.clone());
+            touched.extend(wanting.chain(before).filter(|other| other != key));
         }
-        let new_owner = claims.first().map(|owner| owner.key.clone());
-        if owner != new_owner {
-            let others = claims.iter().map(|claim| claim.key.clone());
-            touched.extend(others.chain(owner).filter(|other| other != key));
+        let mut claims = claims.into_iter();
+        if let Some(owner) = claims.next() {
+            self.owners.insert(frontend, owner);
         }
-        if claims.is_empty() {
-            self.frontends.remove(&frontend);
+        if claims.len() > 0 {
+            self.others.insert(frontend, claims.collect());
         }
     }
 }
