@@ -180,7 +180,8 @@ fn is_ready(health: SocketAddr) -> bool {
 fn resident(pid: u32, field: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the program has ended")?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("no {field}"))?;
+    let kilobytes =
+        line.and_then(|line| line.split_whitespace().next()).with_context(|| format!("no {field}"))?;
     Ok(kilobytes.parse::<u64>()? * 1024)
 }
 
