@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common_informer::endpoints::{Place, Services, Slices, passed_over};
+use common_informer::endpoints::{Origin, Place, Services, Slices, passed_over};
 use common_informer::object::{
     Change, EndpointSlice, FullService, Kind, Node, NodeAddress, Object, ObjectKey, ObjectRef, Str,
 };
@@ -93,7 +93,11 @@ impl World {
         let admission = &self.admission;
         let claimant = service.clone();
         let wanted = |frontend, origin| {
-            claimant.as_ref().is_some_and(|service| admission.objection(service, frontend, origin).is_none())
+            claimant.as_ref().is_some_and(|service| {
+                let is_skipped = origin == Origin::LoadBalancer
+                    && service.settings.flag("service.skiplbips") == Ok(Some(true));
+                !is_skipped && admission.objection(service, frontend, origin).is_none()
+            })
         };
         self.services.set(key, service, wanted, &mut touched.services);
         touched.services.insert(key.clone());

@@ -182,6 +182,9 @@ impl Writer<'_> {
             ));
         }
         for (frontend, origin) in common_informer::endpoints::frontends(self.service) {
+            if self.without_balancer_ips && origin == Origin::LoadBalancer {
+                continue;
+            }
             if let Some(why) = self.objection(frontend, origin) {
                 let field = match origin {
                     Origin::ClusterIp => "spec.clusterIPs",
