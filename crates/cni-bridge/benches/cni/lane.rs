@@ -18,6 +18,9 @@ use tempfile::TempDir;
 use test_netns::Namespace;
 
 const INTERFACE: &str = "eth0";
+/// So large that no address is given out twice: the reference's pods are not reached for ten seconds by neighbours who
+/// knew the address's last owner.
+const SUBNETS: [&str; 2] = ["10.1.0.0/16", "fd00:1::/64"];
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is configured.
@@ -106,7 +109,7 @@ impl<'a> Lane<'a> {
             "cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "kube-bridge",
             "isDefaultGateway": true, "hairpinMode": true, "ipMasq": ports,
             "ipam": {"type": "host-local", "dataDir": self.reservations.path(),
-                "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:1::/64"}]]},
+                "ranges": [[{"subnet": SUBNETS[0]}], [{"subnet": SUBNETS[1]}]]},
         });
         if !ports {
             return vec![("bridge", bridge)];
@@ -211,7 +214,7 @@ impl<'a> Lane<'a> {
             for address in told {
                 ensure!(has.contains(&address), "pod {pod} has {has:?}, not {address}");
             }
-            let wanted = ["10.1.2.1", "fd00:1::1"].map(|text| text.parse::<IpAddr>().ok());
+            let wanted = ["10.1.0.1", "fd00:1::1"].map(|text| text.parse::<IpAddr>().ok());
             ensure!(wanted.iter().flatten().all(|ip| gateways.contains(ip)), "pod {pod}: {gateways:?}");
         }
         // Of the last one only, as it stands for all.
@@ -223,7 +226,7 @@ impl<'a> Lane<'a> {
 
     fn check_port(&self, pod: usize) -> Result<()> {
         let listener = self.pods[pod].run(|| TcpListener::bind(("0.0.0.0", 80)))??;
-        let to = (IpAddr::from([10, 1, 2, 1]), host_port(pod)).into();
+        let to = (IpAddr::from([10, 1, 0, 1]), host_port(pod)).into();
         let stream = self.node.run(|| TcpStream::connect_timeout(&to, TIMEOUT))?;
         drop(stream.with_context(|| format!("the host port {to} leads nowhere"))?);
         listener.accept().map(drop).context("nobody came by the host port")
