@@ -4,18 +4,19 @@
 
 #[path = "support/api.rs"]
 mod api;
+#[path = "support/process.rs"]
+mod process;
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use api::Api;
+use process::{LIMIT, Process, eventually};
 use serde_json::{Value, json};
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn node(cidrs: Value, unavailable: &str) -> Value {
     json!({"metadata": {}, "spec": {"podCIDRs": cidrs}, "status": {"conditions": [
@@ -64,24 +65,6 @@ impl Lab {
             .stdout(Stdio::null())
             .stderr(if std::env::var_os("SHOW_LOG").is_some() { Stdio::inherit() } else { Stdio::null() });
         command
-    }
-}
-
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < end, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use lane::{Conf, Lane, Side};
 use report::{Samples, What};
+use test_netns::cost;
 
 /// Pods that are attached one after another in a round.
 const ALONE: usize = 10;
@@ -37,22 +38,6 @@ fn rounds() -> Result<usize> {
         }
         Err(_) => Ok(20),
     }
-}
-
-/// Where the figures come from.
-fn machine() -> Result<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo")?;
-    let models: Vec<_> = text.lines().filter(|line| line.starts_with("model name")).collect();
-    let model = models.first().and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown CPU");
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    Ok(format!(
-        "{} CPUs ({model}), Linux {}, load average of the machine {}; {}",
-        models.len(),
-        kernel.trim(),
-        load.split(' ').next().unwrap_or_default(),
-        reference_version(),
-    ))
 }
 
 fn reference_version() -> String {
@@ -110,7 +95,10 @@ fn main() -> Result<()> {
     let ours = std::env::var_os("CNI_BRIDGE").unwrap_or_else(|| env!("CARGO_BIN_EXE_cni-bridge").into());
     let ours = Path::new(&ours);
     let sides = [Side::ours(ours)?, Side::reference(&reference()?)];
-    println!("\n## CNI plugin\n\n{}; {rounds} rounds of {ALONE} pods alone and {BURST} at once.", machine()?);
+    let (machine, reference) = (cost::machine()?, reference_version());
+    println!(
+        "\n## CNI plugin\n\n{machine}; {reference}; {rounds} rounds of {ALONE} pods alone and {BURST} at once."
+    );
     for conf in Conf::ALL {
         let lanes = [Lane::new(&sides[0], conf, BURST)?, Lane::new(&sides[1], conf, BURST)?];
         // What is made once (the bridge, the tables) is no part of what a pod takes, so one pod is always there. Alone

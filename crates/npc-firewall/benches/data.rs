@@ -28,6 +28,7 @@ use lane::{Lane, Layout};
 use load::Workload;
 use report::Samples;
 use scenario::Scenario;
+use test_netns::cost;
 
 const SIZES: [usize; 3] = [110, 2_000, 8_000];
 
@@ -36,23 +37,6 @@ fn number(name: &str, default: u64, most: u64) -> Result<u64> {
         Ok(text) => Ok(text.parse::<u64>().with_context(|| format!("{name}={text}"))?.clamp(1, most)),
         Err(_) => Ok(default),
     }
-}
-
-/// Where the figures come from.
-fn machine() -> Result<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo")?;
-    let models: Vec<_> = text.lines().filter(|line| line.starts_with("model name")).collect();
-    let model = models.first().and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown CPU");
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    Ok(format!(
-        "{} CPUs ({model}), Linux {}, load average of the machine {}; {}; {}",
-        models.len(),
-        kernel.trim(),
-        load.split(' ').next().unwrap_or_default(),
-        version("nft"),
-        version("iptables"),
-    ))
 }
 
 fn version(program: &str) -> String {
@@ -110,7 +94,8 @@ fn main() -> Result<()> {
         }
         eprintln!("round {} of {rounds}: {:.1?}", round + 1, started.elapsed());
     }
-    println!("\n## Data plane\n\n{}; {rounds} rounds of {slot:?} slots.", machine()?);
+    let (machine, nft, iptables) = (cost::machine()?, version("nft"), version("iptables"));
+    println!("\n## Data plane\n\n{machine}; {nft}; {iptables}; {rounds} rounds of {slot:?} slots.");
     samples.print(&SIZES, &Layout::ALL);
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! inside [`in_kernel`]. All is counted for the calling thread.
 
 use std::cell::Cell;
+use std::fs;
+use std::io;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -53,4 +55,22 @@ pub fn median(costs: &mut [Cost]) -> Cost {
         costs.get(costs.len() / 2).map(field).unwrap_or_default()
     };
     Cost { wall: pick(|c| c.wall), own: pick(|c| c.own), kernel: pick(|c| c.kernel) }
+}
+
+/// Where figures come from: processors, kernel, load.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn machine() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    let models: Vec<_> = text.lines().filter(|line| line.starts_with("model name")).collect();
+    let model = models.first().and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown CPU");
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let load = fs::read_to_string("/proc/loadavg")?;
+    Ok(format!(
+        "{} CPUs ({model}), Linux {}, load average of the machine {}",
+        models.len(),
+        kernel.trim(),
+        load.split(' ').next().unwrap_or_default(),
+    ))
 }

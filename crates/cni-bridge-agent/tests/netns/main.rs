@@ -4,3 +4,5 @@
 
 mod links;
 mod pod;
+#[path = "../support/process.rs"]
+mod process;

@@ -5,35 +5,17 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use test_netns::Namespace;
 
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::process::{Process, eventually};
 
 struct Lab {
     node: Namespace,
     folder: tempfile::TempDir,
-}
-
-struct Agent(Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !holds() {
-        assert!(Instant::now() < end, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 impl Lab {
@@ -89,11 +71,11 @@ impl Lab {
         ]
     }
 
-    fn start(&self) -> Agent {
+    fn start(&self) -> Process {
         let mut command = self.node.daemon(env!("CARGO_BIN_EXE_cni-bridge-agent"));
         let quiet = std::env::var_os("SHOW_LOG").is_none();
         let error = if quiet { Stdio::null() } else { Stdio::inherit() };
-        Agent(command.args(self.words()).stdout(Stdio::null()).stderr(error).spawn().unwrap())
+        Process(command.args(self.words()).stdout(Stdio::null()).stderr(error).spawn().unwrap())
     }
 
     /// Calls the installed plugin with the written configuration, as a runtime would.
