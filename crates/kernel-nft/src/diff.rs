@@ -14,9 +14,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::ahead::move_ahead;
 use crate::reference::Reference;
 use crate::ruleset::{Chain, Counter, Key, Name, Op, Ruleset, Set, TableFlags, Value};
+use crate::stages::arrange;
 
 /// The ops that make `want` where there is no such table.
 pub fn create(want: &Ruleset) -> Vec<Op> {
@@ -34,7 +34,7 @@ pub fn create(want: &Ruleset) -> Vec<Op> {
 /// Named counters keep their values, also when their comment changes.
 pub fn diff(want: &Ruleset, have: &Ruleset) -> Vec<Op> {
     if want.table == have.table {
-        return move_ahead(changes(want, have));
+        return arrange(changes(want, have));
     }
     let orphan = TableFlags { persist: true, ..TableFlags::default() };
     let adopted = TableFlags { owner: true, persist: true, dormant: false };
@@ -47,7 +47,7 @@ pub fn diff(want: &Ruleset, have: &Ruleset) -> Vec<Op> {
     if adoptable {
         let mut ops = vec![Op::AddTable(want.table.clone())];
         ops.extend(changes(want, have));
-        return move_ahead(ops);
+        return arrange(ops);
     }
     let mut ops = vec![Op::DeleteTable];
     ops.extend(create(want));

@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::ahead::move_ahead;
 use crate::elements::Elements;
 use crate::ruleset::{Chain, Counter, Key, Name, Op, Rule, Ruleset, Set, SetSpec, TableFlags, Value};
+use crate::stages::arrange;
 
 /// Wanted state with a memory of the last commit.
 #[derive(Debug)]
@@ -234,7 +234,7 @@ impl Phases {
             self.removed_chains,
             self.removed_sets,
         ];
-        Steps { ops: move_ahead(phases.into_iter().flatten().collect()), tightened: self.tightened }
+        Steps { ops: arrange(phases.into_iter().flatten().collect()), tightened: self.tightened }
     }
 }
 

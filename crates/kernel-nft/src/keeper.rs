@@ -2,7 +2,7 @@
 
 use crate::ruleset::{Counter, Family, Name, Op, Ruleset};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
-use crate::{ahead, create, diff};
+use crate::{create, diff, stages};
 
 /// The table of a program in the kernel.
 #[derive(Debug)]
@@ -83,20 +83,30 @@ impl<N: Nftables> Keeper<N> {
         }
     }
 
-    /// Commits steps that start from what the kernel is known to hold: in one transaction, or two if there are
-    /// new chains to jump to. For why, see the module `ahead`.
+    /// Commits steps that start from what the kernel is known to hold. New chains go in a transaction ahead of what
+    /// jumps to them, and what nothing leads to any more is removed in one after it, when no packet is left that
+    /// might still come to it: 10 to 30 ms later. For why, see the module `stages`.
     ///
     /// # Errors
-    /// As the kernel says; then nothing was changed, or there are new chains that nothing jumps to.
+    /// As the kernel says; then nothing was changed, or there are chains that nothing jumps to, new or old.
     pub fn commit(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
         // Nobody jumps in a table that is not there yet. One that is there has a generation when it is adopted.
-        let is_new = generation.is_none() && matches!(ops.first(), Some(Op::AddTable(_)));
-        let (first, rest) = ops.split_at(if is_new { 0 } else { ahead::count(ops) });
-        self.transact(first, generation)?;
-        // The transaction before made it the next one.
-        let next = |generation: u32| generation.checked_add(1).unwrap_or(1);
-        let generation = if first.is_empty() { generation } else { generation.map(next) };
-        self.transact(rest, generation).map_err(|error| error.after(first.len()))
+        if generation.is_none() && matches!(ops.first(), Some(Op::AddTable(_))) {
+            return self.transact(ops, None);
+        }
+        let [ahead, rest, after] = stages::split(ops);
+        let mut generation = generation;
+        let mut done = 0;
+        for stage in [ahead, rest, after].into_iter().filter(|stage| !stage.is_empty()) {
+            if done + stage.len() == ops.len() && !after.is_empty() {
+                self.nft.wait_for_packets()?;
+            }
+            self.transact(stage, generation).map_err(|error| error.after(done))?;
+            done += stage.len();
+            // Each transaction makes the next one.
+            generation = generation.map(|generation| generation.checked_add(1).unwrap_or(1));
+        }
+        Ok(())
     }
 
     fn transact(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {

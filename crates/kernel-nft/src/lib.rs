@@ -9,7 +9,6 @@
 #[cfg(test)]
 extern crate self as kernel_nft;
 
-mod ahead;
 mod apply;
 pub mod builder;
 pub mod conntrack;
@@ -25,6 +24,7 @@ mod netlink;
 mod reference;
 pub mod ruleset;
 mod socket;
+mod stages;
 pub mod text;
 pub mod transaction;
 mod usage;

@@ -199,6 +199,24 @@ pub trait Nftables {
     /// the transaction was carried out.
     fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError>;
 
+    /// Waits until every packet that was in a rule when this was called is out of it; 10 to 30 ms.
+    ///
+    /// KERNEL: a transaction that fails waits for all readers of the ruleset (`synchronize_rcu()` in
+    /// `__nf_tables_abort()`, net/netfilter/nf_tables_api.c). membarrier(2) would do the same, but not on nodes with
+    /// `nohz_full`, and only where a container's seccomp profile allows it.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the kernel cannot be asked.
+    fn wait_for_packets(&mut self) -> Result<(), CommitError> {
+        let nowhere: Name = format!("wait-{}", self.portid()).into();
+        let ops = [Op::DeleteTable];
+        let transaction = Transaction { family: Family::Inet, table: &nowhere, ops: &ops, generation: None };
+        match self.commit(&transaction) {
+            Ok(()) | Err(CommitError::Refused { errno: libc::ENOENT, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The port by which the kernel names this conversation, as owner of tables and author of changes.
     fn portid(&self) -> u32;
 

@@ -24,6 +24,8 @@ fn commit(fake: &mut Fake, ops: &[Op]) -> Result<(), CommitError> {
 struct Told {
     fake: Fake,
     transactions: Vec<Vec<Op>>,
+    /// How many transactions there were when it was waited for packets.
+    waited: Option<usize>,
 }
 
 impl Nftables for Told {
@@ -38,6 +40,11 @@ impl Nftables for Told {
     fn commit(&mut self, transaction: &Transaction<'_>) -> Result<(), CommitError> {
         self.transactions.push(transaction.ops.to_vec());
         self.fake.commit(transaction)
+    }
+
+    fn wait_for_packets(&mut self) -> Result<(), CommitError> {
+        self.waited = Some(self.transactions.len());
+        Ok(())
     }
 
     fn portid(&self) -> u32 {
@@ -91,6 +98,10 @@ fn led_to_at_once(ops: &[Op]) -> Vec<&Name> {
     targets
 }
 
+fn is_removal(op: &Op) -> bool {
+    matches!(op, Op::DeleteChain(_) | Op::DeleteSet(_) | Op::DeleteCounter(_))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
@@ -121,23 +132,32 @@ proptest! {
     }
 
     #[test]
-    fn a_chain_has_its_rules_before_something_leads_to_it(seed: u64) {
+    fn a_chain_has_its_rules_as_long_as_something_leads_to_it(seed: u64) {
         let (want, have) = two(seed);
         let mut fake = Fake::new();
         commit(&mut fake, &create(&have)).unwrap();
         let generation = fake.observe(Family::Inet, "t").unwrap().map(|observed| observed.generation);
         let ops = diff(&want, &have);
-        let mut keeper = Keeper::new(Told { fake, transactions: Vec::new() }, Family::Inet, "t");
+        let mut keeper = Keeper::new(Told { fake, transactions: Vec::new(), waited: None }, Family::Inet, "t");
         keeper.commit(&ops, generation).unwrap();
         let told = keeper.nft();
         prop_assert_eq!(told.fake.ruleset(Family::Inet, "t"), Some(want));
         prop_assert_eq!(told.transactions.concat(), &ops[..]);
-        prop_assert!(told.transactions.len() <= 2);
+        prop_assert!(told.transactions.len() <= 3);
         let (made, deleted) = made_and_deleted(&ops);
         // Things that are renewed under their names leave no other way than one transaction.
         if made.is_disjoint(&deleted) {
             for transaction in &told.transactions {
                 prop_assert_eq!(led_to_at_once(transaction), Vec::<&Name>::new());
+            }
+            let removals: Vec<_> =
+                told.transactions.iter().map(|ops| ops.iter().any(is_removal)).collect();
+            let at = removals.iter().position(|removes| *removes);
+            prop_assert_eq!(told.waited, at);
+            if let Some(at) = at {
+                prop_assert_eq!(at, told.transactions.len() - 1);
+                let goes = |op: &Op| is_removal(op) || matches!(op, Op::FlushChain(_));
+                prop_assert!(told.transactions[at].iter().all(goes));
             }
         }
     }

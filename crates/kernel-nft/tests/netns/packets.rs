@@ -198,9 +198,9 @@ fn packets_that_are_not_tracked_have_no_connection() {
 }
 
 /// How long chains are changed under a flood.
-const FLOOD: Duration = Duration::from_secs(2);
+const FLOOD: Duration = Duration::from_secs(4);
 
-/// KERNEL: net/netfilter/nf_tables_core.c. See `kernel_nft::ahead`.
+/// KERNEL: net/netfilter/nf_tables_core.c. See `kernel_nft::stages`.
 #[test]
 fn no_packet_falls_through_a_chain_that_takes_the_place_of_another() {
     let cluster = pods();
