@@ -105,6 +105,11 @@ bench-services: need-cargo ## First sync, changes, connections, memory by the nu
 	@$(MAKE) --no-print-directory PACKAGES="$(VM_PACKAGES)" packages
 	e2e/vm/run bench-services
 
+.PHONY: bench-service-connections
+bench-service-connections: need-cargo ## What a connection costs at 10 and at 20,000 Services, in instructions, in QEMU
+	@$(MAKE) --no-print-directory PACKAGES="$(VM_PACKAGES)" packages
+	VM_ACCEL=icount VM_MEMORY=3G VM_TIMEOUT=6000 e2e/vm/run bench-services -- --connections 20000
+
 .PHONY: chart-check
 chart-check: ## The chart, its objects, and the manifests made from it
 	deploy/check-chart

@@ -183,7 +183,7 @@ fn changes(rows: &[(usize, Row)], missed: &mut Missed) {
 }
 
 fn connections(most: usize, missed: &mut Missed) -> Result<()> {
-    println!("\n## Connections: CPU of both ends and all between\n");
+    println!("\n## Connections: cost of both ends and all between\n");
     println!("| Services | without a Service | through one | ratio |\n|---|---|---|---|");
     let mut ratios = Vec::new();
     // Few, many, few again: whatever drifts shows between the two that should be equal.
