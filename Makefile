@@ -22,7 +22,7 @@ FIREWALL := $(TARGET)/debug/npc-firewall
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-28s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: need-cargo
 need-cargo:
@@ -93,6 +93,11 @@ bench-firewall-data: need-cargo ## What a packet costs, side by side with kube-r
 	@$(MAKE) --no-print-directory PACKAGES="$(BENCH_PACKAGES)" packages
 	cargo bench -p npc-firewall --bench data
 
+.PHONY: bench-firewall-instructions
+bench-firewall-instructions: need-cargo ## What a packet costs in instructions, on Linux 6.1 in QEMU: what noise hides
+	@$(MAKE) --no-print-directory PACKAGES="$(VM_PACKAGES)" packages
+	VM_ACCEL=icount VM_MEMORY=3G e2e/vm/run bench-firewall-data -- --ours
+
 .PHONY: bench-cni
 bench-cni: need-cargo ## What attaching a pod takes, side by side with the plugins of containernetworking; needs root
 	@$(MAKE) --no-print-directory PACKAGES="$(CNI_BENCH_PACKAGES)" packages
@@ -106,7 +111,7 @@ bench-services: need-cargo ## First sync, changes, connections, memory by the nu
 	e2e/vm/run bench-services
 
 .PHONY: bench-service-connections
-bench-service-connections: need-cargo ## What a connection costs at 10 and at 20,000 Services, in instructions, in QEMU
+bench-service-connections: need-cargo ## What a connection costs at 10 and at 20,000 Services, in instructions
 	@$(MAKE) --no-print-directory PACKAGES="$(VM_PACKAGES)" packages
 	VM_ACCEL=icount VM_MEMORY=3G VM_TIMEOUT=6000 e2e/vm/run bench-services -- --connections 20000
 

@@ -6,7 +6,8 @@
 //! all alike. A slot is compared with the conntrack slot of the same round and size, which ran within a
 //! second of it. Client and server are our own (`load`), one thread each.
 //!
-//! Needs root. `BENCH_ROUNDS` (default 15) and `BENCH_SLOT_MS` (default 250) lengthen it.
+//! Needs root. `BENCH_ROUNDS` (default 15) and `BENCH_SLOT_MS` (default 250) lengthen it; with `--ours` kube-router's
+//! layouts are left out, and the programs that they need.
 
 #[path = "data/kube_router.rs"]
 mod kube_router;
@@ -46,12 +47,12 @@ fn version(program: &str) -> String {
     }
 }
 
-/// The lanes of one size. A layout whose tools are missing is left out everywhere, and that is said.
-fn lanes(scenario: Scenario) -> Result<Vec<Lane>> {
+/// The lanes of one size.
+fn lanes(layouts: &[Layout], scenario: Scenario) -> Result<Vec<Lane>> {
     let mut lanes = Vec::new();
-    for layout in Layout::ALL {
+    for layout in layouts {
         let started = Instant::now();
-        lanes.push(Lane::new(layout, scenario)?);
+        lanes.push(Lane::new(*layout, scenario)?);
         eprintln!("{}, {} pods: made in {:.1?}", layout.name(), scenario.pods, started.elapsed());
     }
     Ok(lanes)
@@ -64,14 +65,20 @@ fn main() -> Result<()> {
     }
     let rounds = number("BENCH_ROUNDS", 15, 1_000)?;
     let slot = Duration::from_millis(number("BENCH_SLOT_MS", 250, 10_000)?);
-    for tool in ["nft", "ip", "ipset", "iptables-restore"] {
+    let only_ours = std::env::args().any(|arg| arg == "--ours");
+    let (layouts, tools) = if only_ours {
+        (&[Layout::Conntrack, Layout::Ours][..], &["nft", "ip"][..])
+    } else {
+        (&Layout::ALL[..], &["nft", "ip", "ipset", "iptables-restore"][..])
+    };
+    for tool in tools {
         if Command::new(tool).arg("--version").output().is_err() {
             bail!("{tool} is missing: apt-get install nftables iproute2 ipset iptables");
         }
     }
     let mut sizes = Vec::new();
     for pods in SIZES {
-        sizes.push(lanes(Scenario { pods })?);
+        sizes.push(lanes(layouts, Scenario { pods })?);
     }
     let mut samples = Samples::default();
     for round in 0..rounds {
@@ -94,8 +101,9 @@ fn main() -> Result<()> {
         }
         eprintln!("round {} of {rounds}: {:.1?}", round + 1, started.elapsed());
     }
-    let (machine, nft, iptables) = (cost::machine()?, version("nft"), version("iptables"));
-    println!("\n## Data plane\n\n{machine}; {nft}; {iptables}; {rounds} rounds of {slot:?} slots.");
-    samples.print(&SIZES, &Layout::ALL);
+    let (machine, nft) = (cost::machine()?, version("nft"));
+    let iptables = if only_ours { String::new() } else { format!("; {}", version("iptables")) };
+    println!("\n## Data plane\n\n{machine}; {nft}{iptables}; {rounds} rounds of {slot:?} slots.");
+    samples.print(&SIZES, layouts);
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::time::{ClockId, clock_gettime};
@@ -115,7 +116,11 @@ fn thread_cpu() -> Result<Duration> {
 fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set).context("pin a thread to a CPU")
+    match sched_setaffinity(Pid::from_raw(0), &set) {
+        // There is no such processor: both threads share the one that there is.
+        Err(Errno::EINVAL) => Ok(()),
+        done => done.context("pin a thread to a CPU"),
+    }
 }
 
 /// CPU time of all ksoftirqd so far.
@@ -203,7 +208,7 @@ fn answer(stream: &mut TcpStream) -> bool {
 fn wait(epoll: &Epoll, events: &mut [EpollEvent]) -> Result<usize> {
     match epoll.wait(events, EpollTimeout::from(10_u8)) {
         Ok(ready) => Ok(ready),
-        Err(nix::errno::Errno::EINTR) => Ok(0),
+        Err(Errno::EINTR) => Ok(0),
         Err(error) => Err(error).context("epoll"),
     }
 }
@@ -258,7 +263,7 @@ impl Client {
     fn open(&mut self, index: usize) -> Result<Connection> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
         match socket.connect(&self.to) {
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EINPROGRESS as i32) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
             other => other.context("connect")?,
         }
         let mut connection = Connection { socket, owes_request: true, received: 0 };
