@@ -88,7 +88,8 @@ impl<N: Nftables> Keeper<N> {
     /// might still come to it: 10 to 30 ms later. For why, see the module `stages`.
     ///
     /// # Errors
-    /// As the kernel says; then nothing was changed, or there are chains that nothing jumps to, new or old.
+    /// As the kernel says; then nothing was changed but that there are chains that nothing jumps to: new ones, or, where
+    /// only their removal failed, old ones.
     pub fn commit(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
         // Nobody jumps in a table that is not there yet. One that is there has a generation when it is adopted.
         if generation.is_none() && matches!(ops.first(), Some(Op::AddTable(_))) {
@@ -97,8 +98,11 @@ impl<N: Nftables> Keeper<N> {
         let [ahead, rest, after] = stages::split(ops);
         let mut generation = generation;
         let mut done = 0;
-        for stage in [ahead, rest, after].into_iter().filter(|stage| !stage.is_empty()) {
-            if done + stage.len() == ops.len() && !after.is_empty() {
+        for (stage, waits) in [(ahead, false), (rest, false), (after, true)] {
+            if stage.is_empty() {
+                continue;
+            }
+            if waits {
                 self.nft.wait_for_packets()?;
             }
             self.transact(stage, generation).map_err(|error| error.after(done))?;
@@ -110,9 +114,6 @@ impl<N: Nftables> Keeper<N> {
     }
 
     fn transact(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
-        if ops.is_empty() {
-            return Ok(());
-        }
         self.nft.commit(&Transaction { family: self.family, table: &self.table, ops, generation })
     }
 

@@ -122,6 +122,9 @@ impl<'a> Stages<'a> {
 /// Puts the ops into the order of the stages; in each the order stays.
 pub(crate) fn arrange(ops: Vec<Op>) -> Vec<Op> {
     let stages = Stages::of(&ops);
+    if stages.new.chains.is_empty() && stages.gone.chains.is_empty() {
+        return ops;
+    }
     let places: Vec<u8> = ops
         .iter()
         .map(|op| if stages.goes_ahead(op) { 0 } else { 1 + u8::from(stages.goes_after(op)) })

@@ -37,7 +37,7 @@ const SIZES: [usize; 3] = [1_000, 5_000, 20_000];
 /// What to measure, where not all of it is.
 const SECTIONS: [&str; 3] = ["--sync", "--connections", "--memory"];
 
-/// How often all of them are synced. At 20,000 `ipvsadm -R` takes five minutes on an emulated kernel.
+/// How often all of them are synced: an emulated kernel takes minutes for the most.
 fn rounds(services: usize) -> usize {
     match services {
         0..=1_000 => 5,

@@ -197,8 +197,9 @@ fn packets_that_are_not_tracked_have_no_connection() {
     }
 }
 
-/// How long chains are changed under a flood.
+/// How long chains are changed under a flood, and how often at least, however slow the machine.
 const FLOOD: Duration = Duration::from_secs(4);
+const LEAST_CHANGES: u32 = 100;
 
 /// KERNEL: net/netfilter/nf_tables_core.c. See `kernel_nft::stages`.
 #[test]
@@ -227,7 +228,7 @@ fn no_packet_falls_through_a_chain_that_takes_the_place_of_another() {
     let mut commits = 0_u32;
     std::thread::scope(|scope| {
         let start = Instant::now();
-        while start.elapsed() < FLOOD {
+        while start.elapsed() < FLOOD || commits <= LEAST_CHANGES {
             let chain = name(&format!("c{commits}"));
             let rules = vec![Rule::new().drop()];
             journal.set_chain(&chain, Some(Chain { base: None, comment: None, rules }));
@@ -247,7 +248,6 @@ fn no_packet_falls_through_a_chain_that_takes_the_place_of_another() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(commits > 10, "{commits} changes");
     let mut through = 0;
     while receiver.recv(&mut [0; 8]).is_ok() {
         through += 1;
