@@ -88,8 +88,8 @@ impl<N: Nftables> Keeper<N> {
     /// might still come to it: 10 to 30 ms later. For why, see the module `stages`.
     ///
     /// # Errors
-    /// As the kernel says; then nothing was changed but that there are chains that nothing jumps to: new ones, or, where
-    /// only their removal failed, old ones.
+    /// As the kernel says. Then packets meet what they met before, and new chains may be there that nothing jumps to;
+    /// or the change is in force, and only the removal of what is no longer used failed.
     pub fn commit(&mut self, ops: &[Op], generation: Option<u32>) -> Result<(), CommitError> {
         // Nobody jumps in a table that is not there yet. One that is there has a generation when it is adopted.
         if generation.is_none() && matches!(ops.first(), Some(Op::AddTable(_))) {
