@@ -3,13 +3,16 @@
 //! One thread for as long as the process lives. What is told wakes the loop, which looks at everything: so the echo of
 //! our own writes is left out only where it is easy (drafts), and a folder that is gone is found by the next audit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kernel_netlink::route::{Change, Event, LinkIndex, LinkKind, Monitor, Rtnetlink, Scope, Socket, Watch};
+use ipnet::IpNet;
+use kernel_netlink::route::{
+    Address, Change, Event, LinkIndex, LinkKind, Monitor, Rtnetlink, Scope, Socket, Watch,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
@@ -26,6 +29,7 @@ pub struct Watched {
     inotify: Inotify,
     folders: Vec<Folder>,
     monitor: Monitor,
+    kernel: Socket,
     links: Links,
 }
 
@@ -34,9 +38,15 @@ struct Folder {
     watch: Option<WatchDescriptor>,
 }
 
-/// The MTU of each link, so that a pod's veth that comes or goes wakes nobody. A node's own way may be a veth too, where
-/// the node is a container.
-struct Links(HashMap<LinkIndex, u32>);
+/// What is known of links, so that what is told again wakes nobody.
+struct Links {
+    /// The MTU of each, so that a pod's veth that comes or goes does not matter. A node's own way may be a veth too,
+    /// where the node is a container.
+    mtus: HashMap<LinkIndex, u32>,
+    /// KERNEL: an IPv6 address is told again when its link has a carrier, when no duplicate was found, and with each
+    /// router advertisement that prolongs it.
+    addresses: HashSet<(LinkIndex, IpNet)>,
+}
 
 impl Watched {
     /// Starts to watch folders, and links in the network namespace of the calling thread.
@@ -48,12 +58,14 @@ impl Watched {
         let watch = Watch { links: true, addresses: true, ..Watch::default() };
         // Before the links are read: what happens in between is told.
         let monitor = Monitor::open(watch)?;
-        let links = Socket::open().and_then(|mut socket| socket.observe_links()).map_err(io::Error::other)?;
+        let mut kernel = Socket::open().map_err(io::Error::other)?;
+        let links = Links::observe(&mut kernel)?;
         Ok(Self {
             inotify: Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?,
             folders: folders.collect(),
             monitor,
-            links: Links(links.iter().map(|link| (link.index, link.mtu)).collect()),
+            kernel,
+            links,
         })
     }
 
@@ -124,6 +136,10 @@ impl Watched {
 
     fn links_changed(&mut self) -> io::Result<bool> {
         let Some(change) = self.monitor.poll()? else { return Ok(false) };
+        if change.perhaps_more {
+            self.links = Links::observe(&mut self.kernel)?;
+            return Ok(true);
+        }
         Ok(self.links.matters(&change))
     }
 }
@@ -135,21 +151,41 @@ fn matters(event: &InotifyEvent) -> bool {
 }
 
 impl Links {
+    fn observe(kernel: &mut impl Rtnetlink) -> io::Result<Self> {
+        let links = kernel.observe_links().map_err(io::Error::other)?;
+        let addresses = kernel.observe_addresses().map_err(io::Error::other)?;
+        Ok(Self {
+            mtus: links.iter().map(|link| (link.index, link.mtu)).collect(),
+            addresses: addresses.iter().map(key).collect(),
+        })
+    }
+
     fn matters(&mut self, change: &Change) -> bool {
-        let mut matters = change.perhaps_more;
+        let mut matters = false;
         for event in &change.events {
             matters |= match event {
-                Event::Link(link) => match self.0.insert(link.index, link.mtu) {
+                Event::Link(link) => match self.mtus.insert(link.index, link.mtu) {
                     Some(before) => before != link.mtu,
                     None => link.kind != LinkKind::Veth,
                 },
-                Event::LinkGone(link) => self.0.remove(&link.index).is_some() && link.kind != LinkKind::Veth,
-                Event::Address(address) | Event::AddressGone(address) => address.scope == Scope::UNIVERSE,
+                Event::LinkGone(link) => {
+                    self.mtus.remove(&link.index).is_some() && link.kind != LinkKind::Veth
+                }
+                Event::Address(address) => {
+                    self.addresses.insert(key(address)) && address.scope == Scope::UNIVERSE
+                }
+                Event::AddressGone(address) => {
+                    self.addresses.remove(&key(address)) && address.scope == Scope::UNIVERSE
+                }
                 _ => false,
             };
         }
         matters
     }
+}
+
+fn key(address: &Address) -> (LinkIndex, IpNet) {
+    (address.link, address.address)
 }
 
 #[cfg(test)]

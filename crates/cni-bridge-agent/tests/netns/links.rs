@@ -76,4 +76,8 @@ fn an_mtu_or_an_address_is_told_and_pods_that_come_and_go_are_not() {
     assert!(is_told("address add 192.0.2.2/24 dev up1"));
     assert!(is_told("address del 192.0.2.2/24 dev up1"));
     assert!(is_told("link add br0 type bridge"));
+    assert!(is_told("address add 2001:db8:1::1/64 dev up1 nodad valid_lft 600 preferred_lft 600"));
+    // As each router advertisement does.
+    node.ip("address replace 2001:db8:1::1/64 dev up1 nodad valid_lft 900 preferred_lft 900").unwrap();
+    assert!(heard.recv_timeout(Duration::from_secs(1)).is_err());
 }
