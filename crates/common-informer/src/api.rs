@@ -27,6 +27,7 @@ use crate::decode;
 use crate::hub::Hub;
 use crate::informer::{Options, StartError, feed};
 use crate::object::{Kind, ObjectRef};
+pub use failure::error_chain;
 use trimmed::Trimmed;
 
 /// Objects in one page of a list. kube holds a page as bytes and as text before it is parsed: with client-go's

@@ -25,6 +25,7 @@ pub mod problem;
 pub mod selector;
 mod status;
 
+pub use api::error_chain;
 pub use consume::CollectError;
 pub use informer::{Informer, Options, Source, StartError, client};
 pub use status::{KindStatus, Snapshot, Status, SyncTimeout};

@@ -9,7 +9,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 use super::answered::Answered;
-use super::failure::chain;
+use super::failure::error_chain;
 use crate::hub::Hub;
 use crate::informer::StartError;
 
@@ -27,7 +27,7 @@ pub(super) async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> R
         (Some(path), _) => from_file(path).await?,
         (None, Some(url)) => Config::incluster().unwrap_or_else(|_| Config::new(url.clone())),
         (None, None) => Config::incluster().map_err(|error| {
-            let error = chain(&error);
+            let error = error_chain(&error);
             StartError::Api(format!(
                 "not in a pod with a service account ({error}), and neither a kubeconfig nor the URL of an \
                  API server nor a directory of manifests is given"
@@ -47,7 +47,7 @@ pub(super) async fn config(kubeconfig: Option<&Path>, master: Option<&str>) -> R
 
 async fn from_file(path: &Path) -> Result<Config, StartError> {
     let unusable = |error: &dyn std::error::Error| {
-        StartError::Api(format!("kubeconfig {}: {}", path.display(), chain(error)))
+        StartError::Api(format!("kubeconfig {}: {}", path.display(), error_chain(error)))
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -76,5 +76,5 @@ pub(super) fn connect(config: Config, hub: &Arc<Hub>) -> Result<Client, StartErr
 }
 
 fn unusable(url: &http::Uri, error: &kube::Error) -> StartError {
-    StartError::Api(format!("API server {url}: {}", chain(error)))
+    StartError::Api(format!("API server {url}: {}", error_chain(error)))
 }

@@ -30,7 +30,7 @@ pub(super) fn describe(error: &Error, kind: Kind, url: &str) -> String {
             format!("{what}: {} ({}){advice}", status.message, status.code)
         }
         None if matches!(error, Error::NoResourceVersion) => format!("{what}: an object has no version"),
-        None => format!("{what}: {}; is the API server up, and the URL right?", chain(error)),
+        None => format!("{what}: {}; is the API server up, and the URL right?", error_chain(error)),
     }
 }
 
@@ -55,8 +55,9 @@ fn status(error: &Error) -> Option<&Status> {
     }
 }
 
-/// An error and its causes, without those whose text is already there.
-pub(super) fn chain(error: &dyn StdError) -> String {
+/// An error and its causes in one line, without those whose text is already there. For the errors of the client, of
+/// which most say by themselves no more than that a request failed.
+pub fn error_chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

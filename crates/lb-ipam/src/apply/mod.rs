@@ -3,7 +3,7 @@
 pub mod lease;
 pub mod service;
 
-use std::error::Error as StdError;
+use common_informer::error_chain;
 
 /// Why the API server did not take a write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,7 @@ impl WriteError {
 
 impl From<kube::Error> for WriteError {
     fn from(error: kube::Error) -> Self {
-        let kube::Error::Api(status) = &error else { return Self::Unavailable(chain(&error)) };
+        let kube::Error::Api(status) = &error else { return Self::Unavailable(error_chain(&error)) };
         let text = format!("{} ({})", status.message, status.code);
         match status.code {
             404 => Self::Gone,
@@ -53,19 +53,4 @@ impl From<kube::Error> for WriteError {
             _ => Self::Refused(text),
         }
     }
-}
-
-/// An error and its causes, without those whose text is already there.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
