@@ -7,7 +7,7 @@ CONFORMANCE_DIR ?= $(abspath ../shared/conformance)
 export CONFORMANCE_DIR
 
 # Debian packages, by what needs them.
-TEST_PACKAGES := iproute2 nftables conntrack strace util-linux xz-utils
+TEST_PACKAGES := iproute2 nftables iptables ipset conntrack strace util-linux xz-utils
 VM_PACKAGES := qemu-system-x86 python3
 BENCH_PACKAGES := iproute2 nftables ipset iptables
 CNI_BENCH_PACKAGES := iproute2 iptables containernetworking-plugins time

@@ -18,8 +18,8 @@ HERE = Path(__file__).resolve().parent
 KERNEL = "linux-image-cloud-amd64"
 # Programs of the guest. Of what they depend on, the libraries come along.
 TOOLS = [
-    "bash", "busybox-static", "ca-certificates", "conntrack", "iproute2", "iputils-ping", "ipvsadm", "kmod",
-    "libgcc-s1", "netbase", "nftables", "strace", "tcpdump", "util-linux",
+    "bash", "busybox-static", "ca-certificates", "conntrack", "iproute2", "ipset", "iptables", "iputils-ping", "ipvsadm",
+    "kmod", "libgcc-s1", "netbase", "nftables", "strace", "tcpdump", "util-linux",
 ]  # fmt: skip
 LEFT_OUT = re.compile(
     r"usr/share/(doc|man|locale|lintian|bash-completion|info|perl5|i18n|ca-certificates|nmap|menu|pixmaps)(/|$)"

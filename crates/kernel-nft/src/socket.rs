@@ -1,16 +1,19 @@
 //! The kernel's nf_tables as [`Nftables`].
 
+mod chains;
+
 use std::collections::BTreeMap;
 use std::io;
 
 use nix::libc;
 
+pub(crate) use self::chains::ChainsError;
 use crate::describe::describe;
 use crate::netlink::{Answer, DumpError, Netlink};
 use crate::ruleset::{Chain, Counter, DataType, Family, Key, Name, Op, Rule, Ruleset, Set, TableFlags};
 use crate::transaction::{CommitError, Error, Nftables, Observed, Ownership, Transaction};
 use crate::wire::decode::{self, Dumped, Elements};
-use crate::wire::encode::{Batch, Subject, element_key};
+use crate::wire::encode::{Batch, Subject, Unwritable, element_key};
 use crate::wire::uapi::*;
 use crate::wire::{Message, Writer};
 
@@ -231,14 +234,31 @@ impl Socket {
         Err(Error::Unstable { attempts: ATTEMPTS })
     }
 
+    /// Sends a batch and reads what the kernel made of it; `describe` says an op in words.
+    fn send_batch(
+        &mut self,
+        batch: Result<Batch, Unwritable>,
+        describe: impl Fn(usize) -> String,
+    ) -> Result<(), CommitError> {
+        let failed = |source| CommitError::Io { context: COMMITTING, source };
+        let batch = batch.map_err(|Unwritable { op, what }| CommitError::Invalid {
+            op,
+            description: describe(op),
+            what,
+        })?;
+        self.netlink.take_sequences(batch.sequences());
+        self.netlink.send(batch.bytes()).map_err(failed)?;
+        let (answers, _lost) = self.netlink.drain_answers().map_err(failed)?;
+        self.judge(&batch, &answers, describe)
+    }
+
     /// What the answers to a batch say about it.
     fn judge(
         &self,
-        transaction: &Transaction<'_>,
         batch: &Batch,
         answers: &[Answer],
+        describe: impl Fn(usize) -> String,
     ) -> Result<(), CommitError> {
-        let describe = |op: usize| transaction.ops.get(op).map(describe).unwrap_or_default();
         let failure = answers.iter().filter(|answer| answer.errno != 0).find_map(|answer| {
             let errno = answer.errno;
             Some(match batch.subject(answer.sequence) {
@@ -288,19 +308,9 @@ impl Nftables for Socket {
         if transaction.ops.iter().all(Op::is_nothing) {
             return Ok(());
         }
-        let failed = |source| CommitError::Io { context: COMMITTING, source };
-        let batch =
-            Batch::encode(transaction, self.netlink.next_sequence(), self.end_ack).map_err(|unwritable| {
-                CommitError::Invalid {
-                    op: unwritable.op,
-                    description: transaction.ops.get(unwritable.op).map(describe).unwrap_or_default(),
-                    what: unwritable.what,
-                }
-            })?;
-        self.netlink.take_sequences(batch.sequences());
-        self.netlink.send(batch.bytes()).map_err(failed)?;
-        let (answers, _lost) = self.netlink.drain_answers().map_err(failed)?;
-        self.judge(transaction, &batch, &answers)
+        let describe = |op: usize| transaction.ops.get(op).map(describe).unwrap_or_default();
+        let batch = Batch::encode(transaction, self.netlink.next_sequence(), self.end_ack);
+        self.send_batch(batch, describe)
     }
 
     fn portid(&self) -> u32 {

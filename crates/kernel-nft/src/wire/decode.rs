@@ -114,6 +114,11 @@ pub(crate) fn rule(message: &Message<'_>, table: &str) -> Option<(Name, Rule)> {
     Some((name(kinds.get(NFTA_RULE_CHAIN))?, rule))
 }
 
+/// The number by which the kernel knows the rule of a `NFT_MSG_NEWRULE`; none is used twice in a table.
+pub(crate) fn rule_handle(message: &Message<'_>) -> Option<u64> {
+    message.attributes().find(NFTA_RULE_HANDLE)?.u64()
+}
+
 /// `NFT_MSG_NEWSET`; `None` if it is of another table or anonymous (part of the one rule that uses it).
 pub(crate) fn set(message: &Message<'_>, table: &str) -> Option<(Name, Set)> {
     let kinds: Kinds<'_, 19> = by_kind(message.attributes());

@@ -56,27 +56,29 @@ impl Batch {
         first_sequence: u32,
         end_ack: bool,
     ) -> Result<Self, Unwritable> {
-        let mut encoder = Encoder {
-            writer: Writer::with_capacity(estimate(transaction.ops)),
-            family: transaction.family,
-            table: transaction.table,
-            sequence: first_sequence,
-            set_id: 0,
-            op: 0,
-            op_of_message: Vec::with_capacity(transaction.ops.len()),
-            last: None,
-        };
-        encoder.begin(transaction.generation);
-        for (index, op) in transaction.ops.iter().enumerate() {
-            encoder.op = index;
-            let result = encoder.encode_op(op);
-            let overflow = encoder.writer.take_overflow();
-            result
-                .and(if overflow { Err("longer than a netlink attribute can be") } else { Ok(()) })
-                .map_err(|what| Unwritable { op: index, what })?;
-        }
-        encoder.end(end_ack);
-        Ok(Self { writer: encoder.writer, first_sequence, op_of_message: encoder.op_of_message })
+        Encoder::new(transaction.family, transaction.table, estimate(transaction.ops), first_sequence).batch(
+            transaction.ops,
+            transaction.generation,
+            end_ack,
+            Encoder::encode_op,
+        )
+    }
+
+    /// Writes a transaction that removes what somebody else made; as [`Self::encode`].
+    pub(crate) fn removals(
+        family: Family,
+        table: &Name,
+        removals: &[Removal<'_>],
+        first_sequence: u32,
+        end_ack: bool,
+    ) -> Result<Self, Unwritable> {
+        let capacity = 64 + removals.len() * 96;
+        Encoder::new(family, table, capacity, first_sequence).batch(
+            removals,
+            None,
+            end_ack,
+            Encoder::encode_removal,
+        )
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -118,6 +120,14 @@ fn estimate(ops: &[Op]) -> usize {
         .sum::<usize>()
 }
 
+/// The removal of something by the name or number that the kernel knows it by, whatever it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Removal<'a> {
+    Rule { chain: &'a Name, handle: u64 },
+    RulesOf(&'a Name),
+    Chain(&'a Name),
+}
+
 struct Encoder<'a> {
     writer: Writer,
     family: Family,
@@ -129,7 +139,59 @@ struct Encoder<'a> {
     last: Option<Start>,
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
+    fn new(family: Family, table: &'a Name, capacity: usize, first_sequence: u32) -> Self {
+        Self {
+            writer: Writer::with_capacity(capacity),
+            family,
+            table,
+            sequence: first_sequence,
+            set_id: 0,
+            op: 0,
+            op_of_message: Vec::new(),
+            last: None,
+        }
+    }
+
+    fn batch<T>(
+        mut self,
+        ops: &[T],
+        generation: Option<u32>,
+        end_ack: bool,
+        encode: impl Fn(&mut Self, &T) -> Result<(), &'static str>,
+    ) -> Result<Batch, Unwritable> {
+        let first_sequence = self.sequence;
+        self.op_of_message.reserve(ops.len());
+        self.begin(generation);
+        for (index, op) in ops.iter().enumerate() {
+            self.op = index;
+            let result = encode(&mut self, op);
+            let overflow = self.writer.take_overflow();
+            result
+                .and(if overflow { Err("longer than a netlink attribute can be") } else { Ok(()) })
+                .map_err(|what| Unwritable { op: index, what })?;
+        }
+        self.end(end_ack);
+        Ok(Batch { writer: self.writer, first_sequence, op_of_message: self.op_of_message })
+    }
+
+    fn encode_removal(&mut self, removal: &Removal<'_>) -> Result<(), &'static str> {
+        check_name(self.table)?;
+        match removal {
+            Removal::Rule { chain, handle } => {
+                check_name(chain)?;
+                let start = self.message(NFT_MSG_DELRULE, 0);
+                self.writer.text(NFTA_RULE_TABLE, self.table);
+                self.writer.text(NFTA_RULE_CHAIN, chain);
+                self.writer.number(NFTA_RULE_HANDLE, *handle);
+                self.writer.end_message(start);
+                Ok(())
+            }
+            Removal::RulesOf(chain) => self.encode_op(&Op::FlushChain((*chain).clone())),
+            Removal::Chain(chain) => self.encode_op(&Op::DeleteChain((*chain).clone())),
+        }
+    }
+
     fn begin(&mut self, generation: Option<u32>) {
         let start = self.bracket(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST);
         if let Some(generation) = generation {

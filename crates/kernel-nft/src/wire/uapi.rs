@@ -1,5 +1,5 @@
 //! Numbers of the kernel's interface: include/uapi/linux/{netlink.h, netfilter/nfnetlink.h,
-//! netfilter/nf_tables.h}. Named as there.
+//! netfilter/nf_tables.h, netfilter/ipset/ip_set.h}. Named as there.
 
 pub(crate) const NLM_F_REQUEST: u16 = 0x1;
 pub(crate) const NLM_F_ACK: u16 = 0x4;
@@ -71,6 +71,7 @@ pub(crate) const NFT_CHAIN_BASE: u32 = 1;
 
 pub(crate) const NFTA_RULE_TABLE: u16 = 1;
 pub(crate) const NFTA_RULE_CHAIN: u16 = 2;
+pub(crate) const NFTA_RULE_HANDLE: u16 = 3;
 pub(crate) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 pub(crate) const NFTA_RULE_USERDATA: u16 = 7;
 pub(crate) const NFTA_EXPR_NAME: u16 = 1;
@@ -240,3 +241,15 @@ pub(crate) const FIB_FLAGS: u16 = 3;
 pub(crate) const FIB_RESULT_ADDRTYPE: u32 = 3;
 pub(crate) const FIB_F_SADDR: u32 = 1;
 pub(crate) const FIB_F_DADDR: u32 = 2;
+
+/// `NFNL_SUBSYS_IPSET`
+const NFNL_SUBSYS_IPSET: u16 = 6;
+pub(crate) const IPSET_CMD_DESTROY: u16 = (NFNL_SUBSYS_IPSET << 8) | 3;
+pub(crate) const IPSET_CMD_LIST: u16 = (NFNL_SUBSYS_IPSET << 8) | 7;
+pub(crate) const IPSET_ATTR_PROTOCOL: u16 = 1;
+pub(crate) const IPSET_ATTR_SETNAME: u16 = 2;
+pub(crate) const IPSET_ATTR_FLAGS: u16 = 6;
+pub(crate) const IPSET_FLAG_LIST_SETNAME: u32 = 2;
+/// `IPSET_PROTOCOL_MIN`: Linux before 4.20 knows no other.
+pub(crate) const IPSET_PROTOCOL: u8 = 6;
+pub(crate) const IPSET_ERR_BUSY: i32 = 4100;

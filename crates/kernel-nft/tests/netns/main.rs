@@ -14,6 +14,7 @@ mod packets;
 mod random;
 #[path = "../support/service.rs"]
 mod service;
+mod traces;
 mod watch;
 mod witness;
 
