@@ -137,6 +137,14 @@ lint: need-cargo ## Formatting and clippy; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
+# Not part of `make ci`: on a fresh machine cargo-deny takes minutes to build, and `bans` and `sources` change only
+# with Cargo.lock.
+CARGO_DENY := 0.20.2
+.PHONY: deny
+deny: need-cargo ## Licences, versions and sources of everything we depend on, by deny.toml; builds cargo-deny if it is missing
+	@[ "$$(cargo deny --version 2>/dev/null)" = "cargo-deny $(CARGO_DENY)" ] || cargo install --locked --version $(CARGO_DENY) cargo-deny
+	cargo deny --all-features --locked check bans licenses sources
+
 .PHONY: ci
 ci: lint test chart-check ## What .ci/run runs
 	@$(MAKE) --no-print-directory check-metrics BINARIES="$(dir $(FIREWALL))"
