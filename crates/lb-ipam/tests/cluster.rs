@@ -25,7 +25,7 @@ async fn eventually(what: &str, limit: Duration, mut holds: impl FnMut() -> bool
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn all_served(server: &ApiServer) -> bool {
     server.addresses().values().all(|ips| ips.len() == 1)
@@ -70,29 +70,39 @@ async fn a_burst_of_500_services_gets_500_addresses_although_writes_are_refused_
 async fn no_address_is_given_twice_when_the_leader_dies_in_the_middle_of_a_burst() {
     let server = ApiServer::new(Duration::from_millis(5));
     let (door_a, door_b) = (server.door(0).await, server.door(1).await);
-    let mut a = Process::start(&door_a, "a", &[RANGE]);
+    let mut a = Process::start_with_lease(&door_a, "a", 3, &[RANGE]);
     eventually("a leads", PATIENCE, || server.state().holder().starts_with("a_")).await;
     let mut b = Process::start(&door_b, "b", &[RANGE]);
+    server.let_through(Some(61));
     for n in 0..250 {
         server.put(&format!("first{n}"), load_balancer());
     }
-    eventually("some are served", PATIENCE, || server.state().written.len() > 60).await;
+    eventually("some are served", PATIENCE, || server.state().written.len() == 61).await;
     a.kill();
-    assert!(server.state().written.len() < 250, "the burst was over too early");
+    server.let_through(None);
     for n in 0..250 {
         server.put(&format!("second{n}"), load_balancer());
     }
     eventually("b serves the rest", PATIENCE, || all_served(&server)).await;
     assert!(server.state().holder().starts_with("b_"));
-    // Back again: an orderly change hands the lease over at once.
-    let mut a = Process::start(&door_a, "a", &[RANGE]);
-    tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(b.stop().success());
-    let stopped = Instant::now();
-    server.put("third", load_balancer());
+    assert_sane(&server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_ends_hands_over_at_once() {
+    let server = ApiServer::new(Duration::ZERO);
+    let (door_a, door_b) = (server.door(0).await, server.door(1).await);
+    let mut a = Process::start(&door_a, "a", &[RANGE]);
+    server.put("first", load_balancer());
     eventually("a serves", PATIENCE, || all_served(&server)).await;
-    assert!(stopped.elapsed() < Duration::from_secs(2), "it waited for the lease to run out");
+    let mut b = Process::start(&door_b, "b", &[RANGE]);
     assert!(a.stop().success());
+    // Otherwise it would wait for an hour.
+    server.put("second", load_balancer());
+    eventually("b serves", PATIENCE, || all_served(&server)).await;
+    assert!(server.state().holder().starts_with("b_"));
+    assert!(b.stop().success());
     assert_sane(&server);
 }
 
@@ -100,10 +110,11 @@ async fn no_address_is_given_twice_when_the_leader_dies_in_the_middle_of_a_burst
 async fn a_leader_that_loses_its_lease_stops_writing_and_leads_again_later() {
     let server = ApiServer::new(Duration::from_millis(2));
     let (door_a, door_b) = (server.door(0).await, server.door(1).await);
-    let mut a = Process::start(&door_a, "a", &[RANGE]);
+    // Long enough that neither of them is too late, however busy the machine is.
+    let mut a = Process::start_with_lease(&door_a, "a", 12, &[RANGE]);
     server.put("s0", load_balancer());
     eventually("a serves", PATIENCE, || all_served(&server)).await;
-    let mut b = Process::start(&door_b, "b", &[RANGE]);
+    let mut b = Process::start_with_lease(&door_b, "b", 12, &[RANGE]);
     // It cannot renew, but could write very well.
     server.shut(0, "leases", Some(Shut::Silent));
     let shut = Instant::now();
@@ -125,14 +136,8 @@ async fn a_leader_that_loses_its_lease_stops_writing_and_leads_again_later() {
         let by_a: Vec<_> =
             state.written.iter().filter(|(_, door, ..)| *door == 0).map(|(at, ..)| *at).collect();
         assert!(by_a.iter().any(|at| *at > shut), "it wrote while it still led");
-        let last = *by_a.iter().max().unwrap();
-        // 2 s after the last renewal, which was before the door was shut.
-        assert!(
-            last < shut + Duration::from_millis(2300),
-            "it wrote {:?} after it could not renew",
-            last - shut
-        );
-        assert!(last < taken, "it wrote while another led");
+        let late: Vec<_> = by_a.iter().filter(|at| **at > taken).map(|at| *at - taken).collect();
+        assert!(late.is_empty(), "it wrote while another led, for {late:?}");
     }
     server.shut(0, "leases", None);
     assert!(b.stop().success());
@@ -147,14 +152,17 @@ async fn a_leader_that_loses_its_lease_stops_writing_and_leads_again_later() {
 async fn a_leader_that_was_frozen_does_not_write_what_it_had_planned() {
     let server = ApiServer::new(Duration::from_millis(5));
     let (door_a, door_b) = (server.door(0).await, server.door(1).await);
-    let mut a = Process::start(&door_a, "a", &[RANGE]);
+    let mut a = Process::start_with_lease(&door_a, "a", 3, &[RANGE]);
     eventually("a leads", PATIENCE, || server.state().holder().starts_with("a_")).await;
     let mut b = Process::start(&door_b, "b", &[RANGE]);
+    server.let_through(Some(41));
     for n in 0..300 {
         server.put(&format!("s{n}"), load_balancer());
     }
-    eventually("some are served", PATIENCE, || server.state().written.len() > 40).await;
+    eventually("some are served", PATIENCE, || server.state().written.len() == 41).await;
     a.signal("STOP");
+    // What it had asked for by then may still be done.
+    server.let_through(None);
     eventually("b leads", PATIENCE, || server.state().holder().starts_with("b_")).await;
     let taken = Instant::now();
     a.signal("CONT");
@@ -211,11 +219,20 @@ async fn a_status_is_never_written_to_another_service_of_the_same_name() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         server.delete("s");
     }
+    // And one that comes too late for sure.
     server.put("s", load_balancer());
     eventually("both are served", PATIENCE, || all_served(&server)).await;
+    let before = server.state().uid_mismatches;
+    server.let_through(Some(0));
+    server.put("late", load_balancer());
+    eventually("it is on its way", PATIENCE, || server.state().waited.contains("late")).await;
+    server.delete("late");
+    server.put("late", load_balancer());
+    server.let_through(None);
+    eventually("all are served", PATIENCE, || all_served(&server)).await;
     assert!(process.stop().success());
     assert_eq!(server.state().doubles, [""; 0]);
-    assert!(server.state().uid_mismatches > 0, "no write came too late");
+    assert!(server.state().uid_mismatches > before, "it was written to the other");
 }
 
 #[tokio::test(flavor = "multi_thread")]

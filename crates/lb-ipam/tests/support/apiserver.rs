@@ -49,6 +49,10 @@ pub(crate) struct State {
     pub(crate) refusals: VecDeque<u16>,
     /// Every status that was written: when, through which door, for whom, which addresses.
     pub(crate) written: Vec<(Instant, usize, Key, Vec<String>)>,
+    /// Statuses that are written at most: patches after those wait until it is raised.
+    limit: Option<usize>,
+    /// Names of the Services whose patches have had to wait.
+    pub(crate) waited: BTreeSet<String>,
     /// Patches that were meant for an earlier Service of the name.
     pub(crate) uid_mismatches: usize,
     /// Two Services that showed one address, as soon as they did.
@@ -105,6 +109,14 @@ impl ApiServer {
             Some(how) => state.shut.insert((door, plural), how),
             None => state.shut.remove(&(door, plural)),
         };
+    }
+
+    /// Lets that many more statuses be written, and lets the patches after those wait; all with `None`.
+    pub(crate) fn let_through(&self, more: Option<usize>) {
+        let mut state = self.state();
+        state.limit = more.map(|more| state.written.len() + more);
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Creates or replaces a Service in namespace `x`; its status and uid stay, unless its type forbids one.
@@ -203,7 +215,13 @@ impl ApiServer {
             ("services", &Method::GET, []) => Ok(self.list()),
             ("services", &Method::PATCH, [name, status]) if status == "status" => {
                 tokio::time::sleep(self.latency).await;
-                Ok(self.patch(door, name, &query, &object))
+                let mut changed = self.changed.subscribe();
+                loop {
+                    if let Some(answer) = self.patch(door, name, &query, &object) {
+                        return Ok(answer);
+                    }
+                    changed.changed().await.map_err(io::Error::other)?;
+                }
             }
             ("leases", _, rest) => Ok(self.lease(&method, rest.first(), object)),
             ("events", &Method::POST, []) => {
@@ -249,16 +267,23 @@ impl ApiServer {
         })
     }
 
-    fn patch(&self, door: usize, name: &str, query: &str, applied: &Value) -> Response<Body> {
+    /// The answer; `None` if it has to wait.
+    fn patch(&self, door: usize, name: &str, query: &str, applied: &Value) -> Option<Response<Body>> {
         let mut state = self.state();
+        if state.limit.is_some_and(|limit| state.written.len() >= limit) {
+            state.waited.insert(name.to_owned());
+            return None;
+        }
         if let Some(code) = state.refusals.pop_front() {
-            return refusal(code, "refused on demand");
+            return Some(refusal(code, "refused on demand"));
         }
         let key = ("x".to_owned(), name.to_owned());
-        let Some(mut object) = state.services.get(&key).cloned() else { return refusal(404, "not found") };
+        let Some(mut object) = state.services.get(&key).cloned() else {
+            return Some(refusal(404, "not found"));
+        };
         if applied["metadata"]["uid"] != object["metadata"]["uid"] {
             state.uid_mismatches += 1;
-            return refusal(409, "Precondition failed: UID in precondition");
+            return Some(refusal(409, "Precondition failed: UID in precondition"));
         }
         let manager = query.split('&').find_map(|pair| pair.strip_prefix("fieldManager=")).unwrap();
         let owner = state.owners.get(&key).cloned();
@@ -267,7 +292,7 @@ impl ApiServer {
                 let foreign =
                     owner.as_ref().is_some_and(|owner| owner != manager) && !ips(&object).is_empty();
                 if foreign && !query.contains("force=true") && ips(&object) != ips(applied) {
-                    return refusal(409, "Apply failed with 1 conflict: .status.loadBalancer.ingress");
+                    return Some(refusal(409, "Apply failed with 1 conflict: .status.loadBalancer.ingress"));
                 }
                 object["status"]["loadBalancer"]["ingress"] = wanted.clone();
                 state.owners.insert(key.clone(), manager.to_owned());
@@ -281,7 +306,7 @@ impl ApiServer {
         state.look_for_doubles(name);
         drop(state);
         self.changed.send_modify(|count| *count += 1);
-        answer(200, &object)
+        Some(answer(200, &object))
     }
 
     fn lease(&self, method: &Method, name: Option<&String>, mut object: Value) -> Response<Body> {
