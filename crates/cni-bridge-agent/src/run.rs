@@ -1,14 +1,13 @@
 //! The commands: what is connected to what in each of them.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use common_informer::object::Kind;
 use common_informer::{Informer, Options, Source};
 use kernel_netlink::route::Socket;
 use kernel_netlink::sysctl::Sysctls;
-use node_runtime::{Cause, CommonArgs, Controller, Daemon, DaemonError, Health, LoopError, Waker};
+use node_runtime::{Cause, CommonArgs, Controller, Daemon, Health, Waker};
 
 use crate::apply::plugin;
 use crate::apply::status::{self, Bridge};
@@ -85,15 +84,8 @@ async fn keep(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Re
         };
         Ok(Agent::new(&name, plan, files, plugin, surroundings))
     };
-    match daemon.run(common, once, make, informer.into_stream()).await {
-        Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
-            // Says why the Node could not be read.
-            let Err(mut why) = status.wait_synced(Duration::ZERO).await else { return Err(error.into()) };
-            why.waited = common.cache_sync_timeout;
-            Err(why.into())
-        }
-        result => Ok(result?),
-    }
+    let outcome = daemon.run(common, once, make, informer.into_stream()).await;
+    Ok(outcome.map_err(|error| error.explained(|waited| status.missing(waited)))?)
 }
 
 /// Prints the configuration that would be written. Needs no privileges.

@@ -50,16 +50,9 @@ impl Informer {
             }
             Ok(batches)
         };
-        let late = async {
-            match status.wait_synced(if limit.is_zero() { Duration::MAX } else { limit }).await {
-                Err(late) => late,
-                // All has been read, and is on its way to `all`.
-                Ok(()) => std::future::pending().await,
-            }
-        };
         tokio::select! {
             batches = all => batches,
-            late = late => Err(late.into()),
+            late = status.late(limit) => Err(late.into()),
         }
     }
 }

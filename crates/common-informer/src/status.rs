@@ -84,16 +84,31 @@ impl Status {
     /// # Errors
     /// The time passed. The informer goes on trying.
     pub async fn wait_synced(&self, timeout: Duration) -> Result<(), SyncTimeout> {
-        if tokio::time::timeout(timeout, self.hub.synced()).await.is_ok() {
-            return Ok(());
+        match tokio::time::timeout(timeout, self.hub.synced()).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.missing(timeout).map_or(Ok(()), Err),
         }
-        let kinds = self.hub.kinds();
-        let missing = || kinds.iter().filter(|(_, status)| !status.synced);
-        Err(SyncTimeout {
+    }
+
+    /// Returns if not every kind has been listed completely within `limit` (0 is no limit), else never.
+    pub async fn late(&self, limit: Duration) -> SyncTimeout {
+        if !limit.is_zero()
+            && let Err(late) = self.wait_synced(limit).await
+        {
+            return late;
+        }
+        std::future::pending().await
+    }
+
+    /// What is missing now, after somebody has `waited` for it; `None` if every kind has been listed completely.
+    pub fn missing(&self, waited: Duration) -> Option<SyncTimeout> {
+        let mut kinds = self.hub.kinds();
+        kinds.retain(|_, status| !status.synced);
+        (!kinds.is_empty()).then(|| SyncTimeout {
             source_name: self.source.clone(),
-            waited: timeout,
-            last_error: missing().find_map(|(_, status)| status.last_error.clone()),
-            missing: missing().map(|(kind, _)| *kind).collect(),
+            waited,
+            last_error: kinds.values().find_map(|status| status.last_error.clone()),
+            missing: kinds.into_keys().collect(),
         })
     }
 }

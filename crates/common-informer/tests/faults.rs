@@ -157,8 +157,11 @@ async fn informer_is_in_sync_only_when_every_kind_is_listed() {
     let status = consumer.informer.status();
     let error = status.wait_synced(Duration::from_millis(50)).await.unwrap_err();
     assert_eq!(error.missing, [Kind::Namespace]);
+    assert_eq!(status.late(Duration::from_millis(50)).await, error);
+    assert_eq!(status.missing(error.waited), Some(error));
     consumer.synced().await;
     status.wait_synced(Duration::ZERO).await.unwrap();
+    assert_eq!(status.missing(Duration::ZERO), None);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use common_informer::object::{Batch, Kind};
-use common_informer::{Informer, Options, Source, StartError, SyncTimeout};
+use common_informer::{CollectError, Informer, Options, Source};
 use tokio::sync::{mpsc, watch};
 
 use crate::apply::lease::Leadership;
@@ -22,31 +22,17 @@ pub struct Watch {
     pub limit: Duration,
 }
 
-/// Why a term cannot go on. The process ends then, so that another instance can lead.
-#[derive(Debug, thiserror::Error)]
-pub enum TermError {
-    /// The watch cannot start.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// There were not all objects in time.
-    #[error(transparent)]
-    Late(#[from] SyncTimeout),
-    /// The watch ended.
-    #[error("the source of objects ended")]
-    Ended,
-}
-
 /// Tells the controller of each term and of the time between, for as long as it listens. With `once`, not of
 /// the time before the first term: the one sync is to be that of a leader.
 ///
 /// # Errors
-/// [`TermError`]
+/// When the objects cannot be had. The process ends then, so that another instance can lead.
 pub async fn run(
     watch: &Watch,
     mut leadership: watch::Receiver<Leadership>,
     messages: mpsc::Sender<Message>,
     once: bool,
-) -> Result<(), TermError> {
+) -> Result<(), CollectError> {
     let mut stood = false;
     loop {
         let now = leadership.borrow_and_update().clone();
@@ -83,29 +69,22 @@ async fn lead(
     leadership: &mut watch::Receiver<Leadership>,
     term: u64,
     messages: &mpsc::Sender<Message>,
-) -> Result<Heard, TermError> {
+) -> Result<Heard, CollectError> {
     let mut informer = Informer::start_with(&watch.source, &watch.kinds, watch.options.clone()).await?;
     let status = informer.status();
-    let late = async {
-        let limit = if watch.limit.is_zero() { Duration::MAX } else { watch.limit };
-        match status.wait_synced(limit).await {
-            Err(late) => late,
-            Ok(()) => std::future::pending().await,
-        }
-    };
     let feed = async {
         let mut message = Message::Lead(Some(status.clone()));
         loop {
             if messages.send(message).await.is_err() {
                 return Ok(Heard::No);
             }
-            let batch: Batch = informer.next().await.ok_or(TermError::Ended)?;
+            let batch: Batch = informer.next().await.ok_or(CollectError::Ended)?;
             message = Message::Objects(batch);
         }
     };
     tokio::select! {
         heard = feed => heard,
-        late = late => Err(late.into()),
+        late = status.late(watch.limit) => Err(late.into()),
         () = over(leadership, term) => Ok(Heard::Yes),
     }
 }

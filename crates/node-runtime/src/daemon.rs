@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 
@@ -46,6 +46,22 @@ pub enum DaemonError {
     /// The loop.
     #[error(transparent)]
     Loop(#[from] LoopError),
+    /// The caches were not in sync in time: what they lack.
+    #[error(transparent)]
+    Late(Box<dyn Error + Send + Sync>),
+}
+
+impl DaemonError {
+    /// Where the caches were not in sync in time, says instead what is `missing` after that time. The loop does
+    /// not know; who feeds it does. `None` if nothing is missing any more.
+    #[must_use]
+    pub fn explained<E>(self, missing: impl FnOnce(Duration) -> Option<E>) -> Self
+    where
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let Self::Loop(LoopError::CacheSyncTimeout(waited)) = &self else { return self };
+        missing(*waited).map_or(self, |missing| Self::Late(missing.into()))
+    }
 }
 
 impl Daemon {
@@ -103,5 +119,20 @@ impl Daemon {
         // Whoever feeds the loop has nothing more to feed.
         shutdown.cancel();
         Ok(outcome?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caches_that_were_late_are_explained_by_what_they_lack() {
+        let late = || DaemonError::from(LoopError::CacheSyncTimeout(Duration::from_secs(60)));
+        let why = late().explained(|waited| Some(format!("after {waited:?} there were no pods")));
+        assert_eq!(why.to_string(), "after 60s there were no pods");
+        assert_eq!(late().explained(|_| None::<String>).to_string(), late().to_string());
+        let ended = DaemonError::from(LoopError::SourceEnded).explained(|_| Some("pods"));
+        assert_eq!(ended.to_string(), LoopError::SourceEnded.to_string());
     }
 }

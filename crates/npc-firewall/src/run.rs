@@ -8,7 +8,7 @@ use common_informer::object::{Batch, Kind};
 use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
 use kernel_nft::{Family, Monitor, Name, Nftables, Op, Socket, TableFlags, Transaction, conntrack};
-use node_runtime::{Cause, CommonArgs, Controller, Daemon, DaemonError, LoopError, Waker};
+use node_runtime::{Cause, CommonArgs, Controller, Daemon, Waker};
 
 use crate::apply::Marks;
 use crate::apply::sysctl::Sysctls;
@@ -82,15 +82,8 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
         let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
         Ok(Firewall::new(&node, config.plan, flags, surroundings))
     };
-    match daemon.run(common, once, make, informer.into_stream()).await {
-        Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
-            // Says which kinds are missing and why.
-            let Err(mut why) = status.wait_synced(Duration::ZERO).await else { return Err(error.into()) };
-            why.waited = common.cache_sync_timeout;
-            Err(why.into())
-        }
-        result => Ok(result?),
-    }
+    let outcome = daemon.run(common, once, make, informer.into_stream()).await;
+    Ok(outcome.map_err(|error| error.explained(|waited| status.missing(waited)))?)
 }
 
 /// Prepares a command that only prints.

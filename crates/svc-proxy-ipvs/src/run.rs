@@ -14,7 +14,7 @@ use kernel_netlink::ipvs;
 use kernel_netlink::route::{self, Event, RouteFilter, RouteProtocol, Scope};
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags};
-use node_runtime::{Cause, CommonArgs, Daemon, DaemonError, LoopError, Waker};
+use node_runtime::{Cause, CommonArgs, Daemon, Waker};
 use tokio::runtime::Handle;
 
 use crate::apply::health::Health;
@@ -94,15 +94,8 @@ async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::R
         let flags = TableFlags { owner: owned, persist: owned, ..TableFlags::default() };
         Ok(Proxy::new(&node, config, flags, surroundings))
     };
-    match daemon.run(common, once, make, informer.into_stream()).await {
-        Err(DaemonError::Loop(error @ LoopError::CacheSyncTimeout(_))) => {
-            // Says which kinds are missing and why.
-            let Err(mut why) = status.wait_synced(Duration::ZERO).await else { return Err(error.into()) };
-            why.waited = common.cache_sync_timeout;
-            Err(why.into())
-        }
-        result => Ok(result?),
-    }
+    let outcome = daemon.run(common, once, make, informer.into_stream()).await;
+    Ok(outcome.map_err(|error| error.explained(|waited| status.missing(waited)))?)
 }
 
 /// Prints what is wanted. Needs the objects and nothing else: the node's addresses are those that the Node object
