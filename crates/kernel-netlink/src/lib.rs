@@ -21,6 +21,7 @@ pub mod ipvs;
 pub mod namespace;
 mod netlink;
 pub mod route;
+mod script;
 pub mod sysctl;
 
 pub use commit::{CommitError, Refusal};

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::libc;
 
 use super::entry::*;
-use super::{CommitError, Error, Ipvs, outcome};
-use crate::netlink::Answers;
+use super::{CommitError, Error, Ipvs};
+use crate::script::Script;
 
 /// Schedulers of Linux 6.1.
 const SCHEDULERS: [&str; 14] =
@@ -38,11 +38,14 @@ pub struct Fake {
 
 #[derive(Default)]
 struct Kernel {
+    model: Model,
+    script: Script<Command>,
+}
+
+#[derive(Default)]
+struct Model {
     services: BTreeMap<ServiceKey, Entry>,
     timeouts: Timeouts,
-    commands: usize,
-    refusals: Vec<FakeRefusal>,
-    lose_answers: bool,
 }
 
 struct Entry {
@@ -50,18 +53,12 @@ struct Entry {
     destinations: BTreeMap<DestinationKey, DestinationState>,
 }
 
-struct FakeRefusal {
-    applies: Box<dyn Fn(&Command) -> bool + Send>,
-    errno: i32,
-    /// How often it still happens; `None` is always.
-    remaining: Option<usize>,
-}
-
 impl Fake {
     /// A kernel without services, with the timeouts that kernels start with.
     pub fn new() -> Self {
         let timeouts = Timeouts { tcp: 900, tcp_fin: 120, udp: 300 };
-        Self { kernel: Arc::new(Mutex::new(Kernel { timeouts, ..Kernel::default() })) }
+        let model = Model { timeouts, ..Model::default() };
+        Self { kernel: Arc::new(Mutex::new(Kernel { model, ..Kernel::default() })) }
     }
 
     /// Lets the next `times` commands that `applies` picks (or all of them, with `None`) be refused.
@@ -71,34 +68,34 @@ impl Fake {
         errno: i32,
         times: Option<usize>,
     ) {
-        self.kernel().refusals.push(FakeRefusal { applies: Box::new(applies), errno, remaining: times });
+        self.kernel().script.refuse(applies, errno, times);
     }
 
     /// Ends all refusals asked for by [`Fake::refuse`].
     pub fn refuse_nothing(&self) {
-        self.kernel().refusals.clear();
+        self.kernel().script.refuse_nothing();
     }
 
     /// Lets the next commit be carried out and end with [`CommitError::Unconfirmed`].
     pub fn lose_next_answers(&self) {
-        self.kernel().lose_answers = true;
+        self.kernel().script.lose_next_answers();
     }
 
     /// Commands tried, by anybody.
     pub fn commands(&self) -> usize {
-        self.kernel().commands
+        self.kernel().script.commands()
     }
 
     /// Sets what has passed a service; false if there is none.
     pub fn pass(&self, service: &ServiceKey, stats: Stats) -> bool {
         let mut kernel = self.kernel();
-        kernel.services.get_mut(service).map(|entry| entry.state.stats = stats).is_some()
+        kernel.model.services.get_mut(service).map(|entry| entry.state.stats = stats).is_some()
     }
 
     /// Sets the connections of a destination, as (active, inactive); false if there is none.
     pub fn connect(&self, service: &ServiceKey, key: &DestinationKey, connections: (u32, u32)) -> bool {
         let mut kernel = self.kernel();
-        let entry = kernel.services.get_mut(service);
+        let entry = kernel.model.services.get_mut(service);
         match entry.and_then(|entry| entry.destinations.get_mut(key)) {
             Some(state) => {
                 (state.active_connections, state.inactive_connections) = connections;
@@ -114,23 +111,9 @@ impl Fake {
     }
 }
 
-impl Kernel {
-    fn told_to_refuse(&mut self, command: &Command) -> Result<(), i32> {
-        for refusal in &mut self.refusals {
-            if refusal.remaining == Some(0) || !(refusal.applies)(command) {
-                continue;
-            }
-            if let Some(remaining) = &mut refusal.remaining {
-                *remaining -= 1;
-            }
-            return Err(refusal.errno);
-        }
-        Ok(())
-    }
-
+impl Model {
     /// Carries out one command; `Err` is the errno. The order of the checks is that of `ip_vs_genl_set_cmd`.
     fn carry_out(&mut self, command: &Command) -> Result<(), i32> {
-        self.told_to_refuse(command)?;
         match command {
             Command::AddService(service) => {
                 if self.services.contains_key(&service.key) {
@@ -256,21 +239,21 @@ fn is_for_one_host(address: IpAddr) -> bool {
 
 impl Ipvs for Fake {
     fn observe_services(&mut self) -> Result<Vec<ServiceState>, Error> {
-        Ok(self.kernel().services.values().map(|entry| entry.state).collect())
+        Ok(self.kernel().model.services.values().map(|entry| entry.state).collect())
     }
 
     fn observe_service(&mut self, key: &ServiceKey) -> Result<Option<ServiceState>, Error> {
-        Ok(self.kernel().services.get(key).map(|entry| entry.state))
+        Ok(self.kernel().model.services.get(key).map(|entry| entry.state))
     }
 
     fn observe_destinations(&mut self, service: &ServiceKey) -> Result<Vec<DestinationState>, Error> {
         let kernel = self.kernel();
-        let entry = kernel.services.get(service);
+        let entry = kernel.model.services.get(service);
         Ok(entry.map(|entry| entry.destinations.values().copied().collect()).unwrap_or_default())
     }
 
     fn observe_timeouts(&mut self) -> Result<Timeouts, Error> {
-        Ok(self.kernel().timeouts)
+        Ok(self.kernel().model.timeouts)
     }
 
     fn info(&mut self) -> Result<Info, Error> {
@@ -278,17 +261,7 @@ impl Ipvs for Fake {
     }
 
     fn commit(&mut self, commands: &[Command]) -> Result<(), CommitError> {
-        let mut kernel = self.kernel();
-        let mut refused = Vec::new();
-        for (index, command) in commands.iter().enumerate() {
-            kernel.commands += 1;
-            if let Err(errno) = kernel.carry_out(command) {
-                refused.push((index, errno));
-            }
-        }
-        if std::mem::take(&mut kernel.lose_answers) {
-            return outcome(commands, Answers { lost: true, ..Answers::default() });
-        }
-        outcome(commands, Answers { refused, ..Answers::default() })
+        let Kernel { model, script } = &mut *self.kernel();
+        script.commit(commands, |command| model.carry_out(command))
     }
 }

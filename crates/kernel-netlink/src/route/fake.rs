@@ -10,9 +10,8 @@ use super::entry::*;
 use super::link::*;
 use super::model::Model;
 use super::{CommitError, Error, Rtnetlink};
-use crate::commit::outcome;
 use crate::family::Family;
-use crate::netlink::Answers;
+use crate::script::Script;
 
 /// A network namespace in memory. Clones are the same namespace.
 ///
@@ -27,16 +26,7 @@ pub struct Fake {
 #[derive(Default)]
 struct Kernel {
     model: Model,
-    commands: usize,
-    refusals: Vec<FakeRefusal>,
-    lose_answers: bool,
-}
-
-struct FakeRefusal {
-    applies: Box<dyn Fn(&Command) -> bool + Send>,
-    errno: i32,
-    /// How often it still happens; `None` is always.
-    remaining: Option<usize>,
+    script: Script<Command>,
 }
 
 impl Fake {
@@ -57,47 +47,27 @@ impl Fake {
         errno: i32,
         times: Option<usize>,
     ) {
-        self.kernel().refusals.push(FakeRefusal { applies: Box::new(applies), errno, remaining: times });
+        self.kernel().script.refuse(applies, errno, times);
     }
 
     /// Ends all refusals asked for by [`Fake::refuse`].
     pub fn refuse_nothing(&self) {
-        self.kernel().refusals.clear();
+        self.kernel().script.refuse_nothing();
     }
 
     /// Lets the next commit be carried out and end with [`CommitError::Unconfirmed`].
     pub fn lose_next_answers(&self) {
-        self.kernel().lose_answers = true;
+        self.kernel().script.lose_next_answers();
     }
 
     /// Commands tried, by anybody.
     pub fn commands(&self) -> usize {
-        self.kernel().commands
+        self.kernel().script.commands()
     }
 
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
         // A test that panicked elsewhere leaves whole commands only.
         self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kernel {
-    fn told_to_refuse(&mut self, command: &Command) -> Result<(), i32> {
-        for refusal in &mut self.refusals {
-            if refusal.remaining == Some(0) || !(refusal.applies)(command) {
-                continue;
-            }
-            if let Some(remaining) = &mut refusal.remaining {
-                *remaining -= 1;
-            }
-            return Err(refusal.errno);
-        }
-        Ok(())
-    }
-
-    fn carry_out(&mut self, command: &Command) -> Result<(), i32> {
-        self.told_to_refuse(command)?;
-        self.model.carry_out(command)
     }
 }
 
@@ -125,17 +95,7 @@ impl Rtnetlink for Fake {
     }
 
     fn commit(&mut self, commands: &[Command]) -> Result<(), CommitError> {
-        let mut kernel = self.kernel();
-        let mut refused = Vec::new();
-        for (index, command) in commands.iter().enumerate() {
-            kernel.commands += 1;
-            if let Err(errno) = kernel.carry_out(command) {
-                refused.push((index, errno));
-            }
-        }
-        if std::mem::take(&mut kernel.lose_answers) {
-            return outcome(commands, Answers { lost: true, ..Answers::default() });
-        }
-        outcome(commands, Answers { refused, ..Answers::default() })
+        let Kernel { model, script } = &mut *self.kernel();
+        script.commit(commands, |command| model.carry_out(command))
     }
 }
