@@ -3,7 +3,8 @@
 //! KERNEL: the namespace belongs to the thread (`setns(2)`), and a socket belongs for ever to the namespace in
 //! which it was opened. So nothing here moves a thread that anybody else uses: work in another namespace is done
 //! on a thread of its own, which ends with it. A pool's thread that comes back from foreign work in the foreign
-//! namespace (an error on the way back is enough) would do everybody's work there from then on.
+//! namespace (an error on the way back is enough) would do everybody's work there from then on. A short-lived program
+//! of one thread may visit a namespace with it ([`Namespace::visit`]): to start another takes as long as the work.
 
 use std::fmt;
 use std::fs::File;
@@ -98,6 +99,25 @@ impl Namespace {
         self.identity.1
     }
 
+    /// Does some work in it on the calling thread, which is in `home`, its own namespace, again afterwards, also when
+    /// the work panics. Sockets opened by the work stay in the namespace.
+    ///
+    /// # Errors
+    /// [`Error::Enter`]: of this namespace, and the work was not begun; or of `home`, and the thread is where it was not
+    /// before. Its program should end then.
+    pub fn visit<T>(&self, home: &Self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        self.enter()?;
+        let back = Back(Some(home));
+        let result = work();
+        back.go()?;
+        Ok(result)
+    }
+
+    fn enter(&self) -> Result<(), Error> {
+        let entered = setns(&*self.file, CloneFlags::CLONE_NEWNET);
+        entered.map_err(|errno| Error::Enter { namespace: self.clone(), source: errno.into() })
+    }
+
     /// Does some work in it, on a thread of its own, and waits for the result. Sockets opened by the work (a
     /// [`route::Socket`](crate::route::Socket), …) stay in the namespace and can be brought out as the result.
     ///
@@ -121,6 +141,22 @@ impl Namespace {
                 Err(panic) => resume_unwind(panic),
             }
         })
+    }
+}
+
+/// The way home of a thread.
+struct Back<'a>(Option<&'a Namespace>);
+
+impl Back<'_> {
+    fn go(mut self) -> Result<(), Error> {
+        self.0.take().map_or(Ok(()), Namespace::enter)
+    }
+}
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        // The work panicked, and the panic says more than that there is no way back either.
+        let _ = self.0.take().map(Namespace::enter);
     }
 }
 

@@ -16,8 +16,6 @@ mod socket;
 mod uapi;
 mod wire;
 
-use std::io;
-
 use crate::commit::outcome;
 pub use crate::commit::{CommitError, Refusal};
 pub use entry::*;
@@ -31,30 +29,9 @@ pub enum Error {
     /// the host, not of the container.
     #[error("the kernel has no IPVS: load the module ip_vs")]
     Absent,
-    /// Entries changed during each of many attempts to read them. A retry can help.
-    #[error("{context}: interrupted in each of {attempts} attempts")]
-    Unstable {
-        /// What was tried.
-        context: &'static str,
-        /// How often.
-        attempts: u32,
-    },
-    /// The kernel answered something that is no valid message.
-    #[error("{context}: malformed answer of the kernel: {what}")]
-    Malformed {
-        /// What was tried.
-        context: &'static str,
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// The socket failed, or the kernel refused. Open another socket.
-    #[error("{context}: {source}")]
-    Io {
-        /// What was tried.
-        context: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What was asked was not answered.
+    #[error(transparent)]
+    Netlink(#[from] crate::Error),
 }
 
 /// A place that holds IPVS entries: the kernel ([`Socket`]) or a model of it ([`Fake`]). Both refuse the same

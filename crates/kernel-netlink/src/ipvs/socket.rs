@@ -1,7 +1,6 @@
 //! The kernel's IPVS as [`Ipvs`].
 
 use std::collections::BTreeSet;
-use std::io;
 
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_GENERIC;
@@ -11,10 +10,8 @@ use super::entry::*;
 use super::uapi::*;
 use super::{CommitError, Error, Ipvs, outcome, wire};
 use crate::genl;
-use crate::netlink::{Netlink, ReadError};
+use crate::netlink::{self, ATTEMPTS, Netlink, ReadError};
 
-/// How often something is read again because it changed meanwhile.
-const ATTEMPTS: u32 = 20;
 const OPENING: &str = "opening IPVS";
 const OBSERVING_SERVICES: &str = "reading IPVS services";
 const OBSERVING_DESTINATIONS: &str = "reading IPVS destinations";
@@ -34,18 +31,18 @@ impl Socket {
     /// IPVS if it isn't there yet.
     ///
     /// # Errors
-    /// [`Error::Absent`] when the kernel has no IPVS, [`Error::Io`] when there is no socket to be had.
+    /// [`Error::Absent`] when the kernel has no IPVS, [`Error::Netlink`] when there is no socket to be had.
     pub fn open() -> Result<Self, Error> {
-        let mut netlink =
-            Netlink::open(NETLINK_GENERIC).map_err(|source| Error::Io { context: OPENING, source })?;
+        let mut netlink = Netlink::open(NETLINK_GENERIC)
+            .map_err(|source| netlink::Error::Io { context: OPENING, source })?;
         let family = match genl::family_id(&mut netlink, IPVS_GENL_NAME) {
             Err(ReadError::Refused(libc::ENOENT)) => return Err(Error::Absent),
-            other => other.map_err(|error| explained(error, OPENING, 1))?,
+            other => other.map_err(|error| error.explained(OPENING, 1))?,
         };
         Ok(Self { netlink, family })
     }
 
-    /// Asks and collects what `decode` makes of the answer; again if it was interrupted.
+    /// Asks and collects what `decode` makes of the answer.
     fn read<T>(
         &mut self,
         context: &'static str,
@@ -53,7 +50,7 @@ impl Socket {
         flags: u16,
         decode: impl Fn(&[u8]) -> Result<Option<T>, &'static str>,
     ) -> Result<Vec<T>, Error> {
-        self.try_read(request, flags, decode).map_err(|error| explained(error, context, ATTEMPTS))
+        Ok(self.try_read(request, flags, decode).map_err(|error| error.explained(context, ATTEMPTS))?)
     }
 
     /// Dumps; again if something was met twice.
@@ -74,7 +71,7 @@ impl Socket {
                 return Ok(found);
             }
         }
-        Err(Error::Unstable { context, attempts: ATTEMPTS })
+        Err(netlink::Error::Unstable { context, attempts: ATTEMPTS }.into())
     }
 
     fn try_read<T>(
@@ -83,20 +80,7 @@ impl Socket {
         flags: u16,
         decode: impl Fn(&[u8]) -> Result<Option<T>, &'static str>,
     ) -> Result<Vec<T>, ReadError> {
-        for _ in 0..ATTEMPTS {
-            let mut found = Vec::new();
-            let message = request.clone().message(self.family);
-            let outcome = self.netlink.request(message, flags, |body| {
-                found.extend(decode(body)?);
-                Ok(())
-            });
-            match outcome {
-                Ok(()) => return Ok(found),
-                Err(ReadError::Interrupted) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(ReadError::Interrupted)
+        self.netlink.read(&request.clone().message(self.family), flags, decode)
     }
 }
 
@@ -110,7 +94,7 @@ impl Ipvs for Socket {
         match self.try_read(&wire::get_service(key), 0, wire::service) {
             Ok(found) => Ok(found.into_iter().next()),
             Err(ReadError::Refused(libc::ESRCH)) => Ok(None),
-            Err(error) => Err(explained(error, OBSERVING_SERVICES, ATTEMPTS)),
+            Err(error) => Err(error.explained(OBSERVING_SERVICES, ATTEMPTS).into()),
         }
     }
 
@@ -140,14 +124,6 @@ impl Ipvs for Socket {
 }
 
 fn one<T>(found: Vec<T>, context: &'static str) -> Result<T, Error> {
-    found.into_iter().next().ok_or(Error::Malformed { context, what: "an answer without content" })
-}
-
-fn explained(error: ReadError, context: &'static str, attempts: u32) -> Error {
-    match error {
-        ReadError::Interrupted => Error::Unstable { context, attempts },
-        ReadError::Refused(errno) => Error::Io { context, source: io::Error::from_raw_os_error(errno) },
-        ReadError::Malformed(what) => Error::Malformed { context, what },
-        ReadError::Io(source) => Error::Io { context, source },
-    }
+    let nothing = netlink::Error::Malformed { context, what: "an answer without content" };
+    Ok(found.into_iter().next().ok_or(nothing)?)
 }

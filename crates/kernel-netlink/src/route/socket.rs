@@ -8,13 +8,10 @@ use super::command::Command;
 use super::entry::*;
 use super::link::*;
 use super::{CommitError, Error, Rtnetlink, wire};
-use crate::attribute::Message;
 use crate::commit::outcome;
 use crate::family::Family;
-use crate::netlink::{Netlink, ReadError};
+use crate::netlink::{ATTEMPTS, Netlink, ReadError};
 
-/// How often something is read again because it changed meanwhile.
-const ATTEMPTS: u32 = 20;
 const OPENING: &str = "opening rtnetlink";
 const OBSERVING_LINKS: &str = "reading links";
 const OBSERVING_ADDRESSES: &str = "reading addresses";
@@ -43,38 +40,16 @@ impl Socket {
     pub const fn port(&self) -> u32 {
         self.netlink.port()
     }
-
-    /// Asks and collects what `decode` makes of the answer; again if it was interrupted.
-    fn read<T>(
-        &mut self,
-        request: &Message,
-        flags: u16,
-        decode: impl Fn(&[u8]) -> Result<Option<T>, &'static str>,
-    ) -> Result<Vec<T>, ReadError> {
-        for _ in 0..ATTEMPTS {
-            let mut found = Vec::new();
-            let outcome = self.netlink.request(request.clone(), flags, |body| {
-                found.extend(decode(body)?);
-                Ok(())
-            });
-            match outcome {
-                Ok(()) => return Ok(found),
-                Err(ReadError::Interrupted) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(ReadError::Interrupted)
-    }
 }
 
 impl Rtnetlink for Socket {
     fn observe_links(&mut self) -> Result<Vec<Link>, Error> {
-        let found = self.read(&wire::get_links(), NLM_F_DUMP, wire::read_link);
+        let found = self.netlink.read(&wire::get_links(), NLM_F_DUMP, wire::read_link);
         found.map_err(|error| error.explained(OBSERVING_LINKS, ATTEMPTS))
     }
 
     fn observe_link(&mut self, name: &LinkName) -> Result<Option<Link>, Error> {
-        match self.read(&wire::get_link(name), 0, wire::read_link) {
+        match self.netlink.read(&wire::get_link(name), 0, wire::read_link) {
             Ok(found) => Ok(found.into_iter().next()),
             Err(ReadError::Refused(libc::ENODEV)) => Ok(None),
             Err(error) => Err(error.explained(OBSERVING_LINKS, ATTEMPTS)),
@@ -82,7 +57,7 @@ impl Rtnetlink for Socket {
     }
 
     fn observe_addresses(&mut self) -> Result<Vec<Address>, Error> {
-        let found = self.read(&wire::get_addresses(), NLM_F_DUMP, wire::read_address);
+        let found = self.netlink.read(&wire::get_addresses(), NLM_F_DUMP, wire::read_address);
         found.map_err(|error| error.explained(OBSERVING_ADDRESSES, ATTEMPTS))
     }
 
@@ -98,7 +73,7 @@ impl Rtnetlink for Socket {
                 let route = wire::read_route(body)?;
                 Ok(route.filter(|route| route.family() == family && filter.admits(route)))
             };
-            match self.read(&wire::get_routes(family, filter), NLM_F_DUMP, decode) {
+            match self.netlink.read(&wire::get_routes(family, filter), NLM_F_DUMP, decode) {
                 Ok(found) => routes.extend(found),
                 // KERNEL: there is no such table.
                 Err(ReadError::Refused(libc::ENOENT)) if filter.table.is_some() => {}
@@ -110,7 +85,7 @@ impl Rtnetlink for Socket {
 
     fn observe_rules(&mut self, family: Family) -> Result<Vec<Rule>, Error> {
         let decode = |body: &[u8]| Ok(wire::read_rule(body)?.filter(|rule| rule.family == family));
-        match self.read(&wire::get_rules(family), NLM_F_DUMP, decode) {
+        match self.netlink.read(&wire::get_rules(family), NLM_F_DUMP, decode) {
             Ok(found) => Ok(found),
             // KERNEL: no rules of a family that there is not.
             Err(ReadError::Refused(libc::EAFNOSUPPORT)) => Ok(Vec::new()),
@@ -132,7 +107,7 @@ mod tests {
     fn told(filter: RouteFilter) -> usize {
         let mut socket = Socket::open().unwrap();
         let everything = |_: &[u8]| Ok(Some(()));
-        socket.read(&wire::get_routes(Family::Ipv4, &filter), NLM_F_DUMP, everything).unwrap().len()
+        socket.netlink.read(&wire::get_routes(Family::Ipv4, &filter), NLM_F_DUMP, everything).unwrap().len()
     }
 
     #[test]
