@@ -21,3 +21,24 @@ pub fn tables(version: IpVersion) -> io::Result<Vec<String>> {
         Err(error) => Err(error),
     }
 }
+
+/// The program that reads and changes these tables.
+pub const fn program(version: IpVersion) -> &'static str {
+    match version {
+        IpVersion::V4 => "iptables-legacy",
+        IpVersion::V6 => "ip6tables-legacy",
+    }
+}
+
+/// A command line for a shell that removes chains of such a table, and the rules that lead to them, in one
+/// transaction. It names what goes and nothing else, so that what others change meanwhile is not lost. `chains` is an
+/// extended regular expression of what their names begin with.
+pub fn removal(version: IpVersion, table: &str, chains: &str) -> String {
+    let program = program(version);
+    format!(
+        "{program}-save -t {table} | awk '\
+         /^:{chains}/ {{ sub(/^:/, \"\", $1); flush = flush \":\" $1 \" - [0:0]\\n\"; gone = gone \"-X \" $1 \"\\n\" }} \
+         /^-A / && !/^-A {chains}/ && / -[jg] {chains}[^ ]*$/ {{ sub(/^-A/, \"-D\"); jumps = jumps $0 \"\\n\" }} \
+         END {{ printf \"*{table}\\n%s%s%sCOMMIT\\n\", flush, jumps, gone }}' | {program}-restore -w --noflush"
+    )
+}

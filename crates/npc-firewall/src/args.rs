@@ -40,8 +40,24 @@ pub enum Command {
     Plan,
     /// Print what `run` would change now; touch nothing
     Diff,
-    /// Remove the table from the kernel: all isolation ends
-    Cleanup,
+    /// Remove the table from the kernel: all isolation ends. Or what kube-router left, once the table is in force
+    Cleanup(CleanupArgs),
+}
+
+/// Flags of `cleanup`.
+#[derive(Clone, Copy, Debug, Default, Args, PartialEq, Eq)]
+pub struct CleanupArgs {
+    /// Remove what kube-router's firewall left, and leave our own table as it is
+    #[arg(long)]
+    pub kube_router: bool,
+
+    /// Print what would be removed; touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// With --kube-router: also where our table is not in force, so that nothing isolates pods any more
+    #[arg(long, requires = "kube_router")]
+    pub without_firewall: bool,
 }
 
 /// Flags of the firewall.

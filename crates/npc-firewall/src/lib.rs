@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod args;
+mod cleanup;
 pub mod controller;
 pub mod error;
 pub mod metrics;

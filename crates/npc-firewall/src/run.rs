@@ -7,7 +7,7 @@ use anyhow::Context;
 use common_informer::object::{Batch, Kind};
 use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
-use kernel_nft::{Family, Monitor, Name, Nftables, Op, Socket, TableFlags, Transaction, conntrack};
+use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags, conntrack};
 use node_runtime::{Cause, CommonArgs, Controller, Daemon, Waker};
 
 use crate::apply::Marks;
@@ -16,8 +16,8 @@ use crate::args::{Cli, Command, Config, PROGRAM};
 use crate::controller::{self, Firewall, Surroundings, WatchTable};
 use crate::metrics::Metrics;
 use crate::model::world::{Touched, World};
-use crate::owned;
 use crate::plan::Planner;
+use crate::{cleanup, owned};
 
 /// Between two changes of the table by others that are looked into; each is mended within a second.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -51,7 +51,7 @@ pub fn run() -> anyhow::Result<()> {
                 parsed.ignored.warn();
                 difference(&common, config).await
             }
-            Command::Cleanup => cleanup(),
+            Command::Cleanup(args) => cleanup::run(&mut open_nftables()?, args),
         }
     })
 }
@@ -160,23 +160,4 @@ impl Marks for ConnectionMarks {
         tracing::debug!(cleared, "marks of old generations cleared");
         Ok(())
     }
-}
-
-/// Removes what `owned` lists: the table. The bridge sysctls stay, since others need them as well.
-fn cleanup() -> anyhow::Result<()> {
-    let mut nft = open_nftables()?;
-    let table: Name = owned::TABLE.into();
-    if nft.observe(Family::Inet, &table)?.is_none() {
-        println!("table inet {table} is not there");
-        return Ok(());
-    }
-    nft.commit(&Transaction {
-        family: Family::Inet,
-        table: &table,
-        ops: &[Op::DeleteTable],
-        generation: None,
-    })
-    .with_context(|| format!("removing table inet {table}; is npc-firewall still running on this node?"))?;
-    println!("table inet {table} removed");
-    Ok(())
 }

@@ -11,6 +11,7 @@ mod hammered;
 mod kernel_table;
 mod kube_router;
 mod lab;
+mod leftovers;
 mod nflog;
 mod node;
 mod objects;
