@@ -122,7 +122,7 @@ pub trait Controller {
 /// What a sync did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SyncReport {
-    /// Operations that changed the kernel, by a fixed word each.
+    /// Operations that changed the kernel, by a fixed word each, in the order of the words.
     pub kernel_ops: Vec<(&'static str, u64)>,
     /// When the controller wants to be called at the latest, e.g. at the end of a drain.
     pub wake_at: Option<Instant>,
@@ -131,6 +131,27 @@ pub struct SyncReport {
 }
 
 impl SyncReport {
+    /// Counts operations that changed the kernel. `word` is a fixed one: a label of a metric.
+    pub fn count(&mut self, word: &'static str, operations: usize) {
+        let operations = u64::try_from(operations).unwrap_or(u64::MAX);
+        match self.kernel_ops.binary_search_by_key(&word, |(known, _)| known) {
+            _ if operations == 0 => {}
+            Ok(at) => self.kernel_ops[at].1 += operations,
+            Err(at) => self.kernel_ops.insert(at, (word, operations)),
+        }
+    }
+
+    /// What a sync gives that did this and came to such an end.
+    ///
+    /// # Errors
+    /// That of the sync.
+    pub fn conclude<E: Error + Send + Sync + 'static>(self, end: Result<(), E>) -> Result<Self, SyncError> {
+        match end {
+            Ok(()) => Ok(self),
+            Err(error) => Err(SyncError { error: Box::new(error), partial: self }),
+        }
+    }
+
     /// How many operations changed the kernel.
     #[must_use]
     pub fn kernel_op_count(&self) -> u64 {

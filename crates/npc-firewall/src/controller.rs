@@ -137,12 +137,12 @@ impl<N: Nftables> Firewall<N> {
         Ok(found.steps_to(self.planner.ruleset()))
     }
 
-    fn reconcile(&mut self, cause: Cause, now: Instant, report: &mut Report) -> Result<(), Error> {
+    fn reconcile(&mut self, cause: Cause, now: Instant, report: &mut SyncReport) -> Result<(), Error> {
         let mut ops = self.plan();
         if self.in_step {
             ops.extend(self.change_generation(now));
             match self.kernel.commit(&ops, None) {
-                Ok(()) => report.count(&ops),
+                Ok(()) => count(&ops, report),
                 Err(error) => {
                     tracing::warn!(error = %error, "transaction refused; reading the table to mend it");
                     self.in_step = false;
@@ -161,7 +161,7 @@ impl<N: Nftables> Firewall<N> {
     }
 
     /// Reads the table and makes it what it should be.
-    fn audit(&mut self, now: Instant, report: &mut Report) -> Result<(), Error> {
+    fn audit(&mut self, now: Instant, report: &mut SyncReport) -> Result<(), Error> {
         let was_in_step = std::mem::replace(&mut self.in_step, false);
         // Policies may have got tighter in a sync that failed.
         let behind = self.adopted && !was_in_step;
@@ -195,7 +195,7 @@ impl<N: Nftables> Firewall<N> {
             let generation = found.observed.map(|observed| observed.generation);
             match self.kernel.commit(&ops, generation) {
                 Ok(()) => {
-                    report.count(&ops);
+                    count(&ops, report);
                     self.in_step = true;
                     return Ok(());
                 }
@@ -349,21 +349,14 @@ impl<N: Nftables> Controller for Firewall<N> {
     }
 
     fn sync(&mut self, cause: Cause, now: Instant) -> Result<SyncReport, SyncError> {
-        let mut report = Report::default();
+        let mut report = SyncReport::default();
         if cause.must_observe() {
             self.ensure_sysctls();
         }
         let result = self.reconcile(cause, now, &mut report);
         self.problems.update(problems(&self.world, &self.planner));
-        let report = SyncReport {
-            kernel_ops: report.ops.into_iter().collect(),
-            wake_at: report.wake_at,
-            degraded: self.degradations(),
-        };
-        match result {
-            Ok(()) => Ok(report),
-            Err(error) => Err(SyncError { error: Box::new(error), partial: report }),
-        }
+        report.degraded = self.degradations();
+        report.conclude(result)
     }
 
     fn measure(&mut self) {
@@ -479,17 +472,9 @@ struct Isolated {
     egress: Option<Vec<String>>,
 }
 
-#[derive(Default)]
-struct Report {
-    ops: BTreeMap<&'static str, u64>,
-    wake_at: Option<Instant>,
-}
-
-impl Report {
-    fn count(&mut self, ops: &[Op]) {
-        for op in ops {
-            let (word, count) = op.word();
-            *self.ops.entry(word).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
-        }
+fn count(ops: &[Op], report: &mut SyncReport) {
+    for op in ops {
+        let (word, count) = op.word();
+        report.count(word, count);
     }
 }

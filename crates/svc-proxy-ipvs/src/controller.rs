@@ -40,7 +40,7 @@ use crate::owned;
 use crate::plan::rules;
 use crate::plan::steps::{Held, steps};
 use crate::plan::{Index, Planner, Update};
-use crate::report::{Excluded, Failures, Report, State, describe, told};
+use crate::report::{self, Excluded, Failures, State, describe, told};
 
 /// How often something is tried in one sync before it is given up until the next.
 const ATTEMPTS: usize = 3;
@@ -203,7 +203,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         })
     }
 
-    fn reconcile(&mut self, cause: Cause, now: Instant, report: &mut Report) -> Result<(), Error> {
+    fn reconcile(&mut self, cause: Cause, now: Instant, report: &mut SyncReport) -> Result<(), Error> {
         let observe = cause.must_observe() || !self.in_step;
         let was_in_step = std::mem::replace(&mut self.in_step, false);
         if observe {
@@ -245,13 +245,13 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         // Endpoints of what is served already are kept right, but no port of the node is opened on a new address.
         let new = new.into_iter().chain(refused).filter(|ip| is_guarded && self.planner.wants_vip(*ip));
         match self.vips.add(new.collect::<BTreeSet<_>>(), self.planner.addresses()) {
-            Ok(count) => report.add("add_route", count),
+            Ok(count) => report.count("add_route", count),
             Err(error) => failures.note(error),
         }
         self.forget_stale(&mut failures);
         self.lead_marked(observe, report, &mut failures);
         match self.vips.remove(gone) {
-            Ok(count) => report.add("delete_route", count),
+            Ok(count) => report.count("delete_route", count),
             Err(error) => failures.note(error),
         }
         self.remove_services(&removals, report, &mut failures);
@@ -269,11 +269,11 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         &mut self,
         ops: Vec<Op>,
         observe: bool,
-        report: &mut Report,
+        report: &mut SyncReport,
     ) -> Result<BTreeSet<ServiceKey>, Error> {
         if self.table_in_step {
             match self.table.commit(&ops, None) {
-                Ok(()) => report.count(&ops),
+                Ok(()) => report::count(&ops, report),
                 Err(error) => {
                     tracing::warn!(error = %error, "transaction refused; reading the table to mend it");
                     self.table_in_step = false;
@@ -297,7 +297,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             }
             match self.table.commit(&ops, found.observed.map(|observed| observed.generation)) {
                 Ok(()) => {
-                    report.count(&ops);
+                    report::count(&ops, report);
                     self.table_in_step = true;
                     return Ok(record);
                 }
@@ -412,18 +412,11 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
     }
 
     fn sync(&mut self, cause: Cause, now: Instant) -> Result<SyncReport, SyncError> {
-        let mut report = Report::default();
+        let mut report = SyncReport::default();
         let result = self.reconcile(cause, now, &mut report);
         self.update_problems();
-        let report = SyncReport {
-            kernel_ops: report.ops.into_iter().collect(),
-            wake_at: report.wake_at,
-            degraded: self.degradations(),
-        };
-        match result {
-            Ok(()) => Ok(report),
-            Err(error) => Err(SyncError { error: Box::new(error), partial: report }),
-        }
+        report.degraded = self.degradations();
+        report.conclude(result)
     }
 
     fn measure(&mut self) {

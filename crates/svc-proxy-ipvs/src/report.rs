@@ -1,51 +1,36 @@
 //! What a sync did and what the controller tells of itself.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use common_informer::problem::Complaint;
 use kernel_netlink::ipvs::Command;
 use kernel_netlink::sysctl::State as SysctlState;
 use kernel_nft::Op;
-use node_runtime::Degradation;
+use node_runtime::{Degradation, SyncReport};
 use serde::Serialize;
 
 use crate::error::Error;
 
-#[derive(Default)]
-pub(crate) struct Report {
-    pub(crate) ops: BTreeMap<&'static str, u64>,
-    pub(crate) wake_at: Option<Instant>,
+pub(crate) fn count(ops: &[Op], report: &mut SyncReport) {
+    for op in ops {
+        let (word, count) = op.word();
+        report.count(word, count);
+    }
 }
 
-impl Report {
-    pub(crate) fn add(&mut self, word: &'static str, count: usize) {
-        if count > 0 {
-            *self.ops.entry(word).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
-        }
-    }
-
-    pub(crate) fn count(&mut self, ops: &[Op]) {
-        for op in ops {
-            let (word, count) = op.word();
-            self.add(word, count);
-        }
-    }
-
-    pub(crate) fn count_ipvs(&mut self, commands: &[Command]) {
-        for command in commands {
-            let word = match command {
-                Command::AddService(_) => "add_service",
-                Command::SetService(_) => "set_service",
-                Command::DeleteService(_) => "delete_service",
-                Command::AddDestination(..) => "add_destination",
-                Command::SetDestination(..) => "set_destination",
-                Command::DeleteDestination(..) => "delete_destination",
-                Command::Zero(_) | Command::ZeroAll => "zero",
-                Command::SetTimeouts(_) => "set_timeouts",
-            };
-            self.add(word, 1);
-        }
+pub(crate) fn count_ipvs(commands: &[Command], report: &mut SyncReport) {
+    for command in commands {
+        let word = match command {
+            Command::AddService(_) => "add_service",
+            Command::SetService(_) => "set_service",
+            Command::DeleteService(_) => "delete_service",
+            Command::AddDestination(..) => "add_destination",
+            Command::SetDestination(..) => "set_destination",
+            Command::DeleteDestination(..) => "delete_destination",
+            Command::Zero(_) | Command::ZeroAll => "zero",
+            Command::SetTimeouts(_) => "set_timeouts",
+        };
+        report.count(word, 1);
     }
 }
 

@@ -9,7 +9,7 @@ use kernel_netlink::ipvs::Ipvs;
 use kernel_netlink::route::Rtnetlink;
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Nftables, Op};
-use node_runtime::Cause;
+use node_runtime::{Cause, SyncReport};
 
 use super::Proxy;
 use crate::apply::dsr::pod::{Pods, Wanted};
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::model::problem::{Problem, Reason};
 use crate::plan::planner::{DirectNeeds, DirectPod};
 use crate::plan::rules;
-use crate::report::{Failures, Report};
+use crate::report::Failures;
 
 /// What is known of direct return on this node.
 pub(super) struct Direct {
@@ -91,7 +91,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
 
     /// Leads marked packets to IPVS as long as there are any. ORDER: before routes of virtual addresses go, since
     /// an address may have been one of those.
-    pub(super) fn lead_marked(&mut self, observe: bool, report: &mut Report, failures: &mut Failures) {
+    pub(super) fn lead_marked(&mut self, observe: bool, report: &mut SyncReport, failures: &mut Failures) {
         let needs = self.planner.direct_needs();
         if !observe && self.direct.needs == Some(needs) {
             return;
@@ -101,7 +101,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             .and_then(|leading| Ok((leading.was_led, dsr::lead(self.vips.netlink(), &leading)?)));
         match led {
             Ok((was_led, changes)) => {
-                report.add("change_rule", changes);
+                report.count("change_rule", changes);
                 self.direct.needs = Some(needs);
                 if let Some(sysctls) = &self.rest.sysctls
                     && (needs.families.contains(&true) || was_led)
@@ -115,7 +115,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
 
     /// Gives endpoints on this node their virtual addresses. ORDER: before IPVS sends them packets. What fails is
     /// a problem of their Services and is tried again; nobody else waits for it.
-    pub(super) fn set_up_pods(&mut self, cause: Cause, now: Instant, report: &mut Report) {
+    pub(super) fn set_up_pods(&mut self, cause: Cause, now: Instant, report: &mut SyncReport) {
         let direct = &mut self.direct;
         if let Some(sysctls) = &self.rest.sysctls {
             direct.against[0] = dsr::let_replies_in(sysctls, &direct.paths);
@@ -126,7 +126,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         let linger = if drain.graceful { drain.period } else { Duration::ZERO };
         let audit = matches!(cause, Cause::Start | Cause::Periodic);
         let outcome = direct.pods.ensure(&wanted, audit, now, linger);
-        report.add("change_pod", outcome.changes);
+        report.count("change_pod", outcome.changes);
         direct.against[1] = outcome.failures;
         direct.wake_at = outcome.wake_at;
     }

@@ -9,12 +9,13 @@ use kernel_netlink::ipvs::{
 };
 use kernel_netlink::route::Rtnetlink;
 use kernel_nft::Nftables;
+use node_runtime::SyncReport;
 
 use super::{ATTEMPTS, Proxy};
 use crate::error::Error;
 use crate::owned;
 use crate::plan::steps::{Held, end_drains, steps};
-use crate::report::{Failures, Report};
+use crate::report::{self, Failures};
 
 /// Virtual services whose commands are sent at once: enough to make system calls cheap, few enough that the
 /// commands for twenty thousand Services are never in memory together.
@@ -63,7 +64,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     pub(super) fn commit_services(
         &mut self,
         now: Instant,
-        report: &mut Report,
+        report: &mut SyncReport,
         failures: &mut Failures,
     ) -> Vec<Command> {
         let mut removals = Vec::new();
@@ -86,7 +87,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         mut keys: Vec<ServiceKey>,
         now: Instant,
         removals: &mut Vec<Command>,
-        report: &mut Report,
+        report: &mut SyncReport,
         failures: &mut Failures,
     ) -> bool {
         for attempt in 1..=ATTEMPTS {
@@ -142,7 +143,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     }
 
     /// Carries out commands; gives those that were refused.
-    fn commit_ipvs(&mut self, commands: &[Command], report: &mut Report) -> Result<Vec<Refusal>, Error> {
+    fn commit_ipvs(&mut self, commands: &[Command], report: &mut SyncReport) -> Result<Vec<Refusal>, Error> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
@@ -151,7 +152,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             Err(CommitError::Refused(refusals)) => refusals,
             Err(error) => return Err(Error::CommitIpvs(error)),
         };
-        report.count_ipvs(commands);
+        report::count_ipvs(commands, report);
         Ok(refusals)
     }
 
@@ -211,7 +212,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     pub(super) fn remove_services(
         &mut self,
         removals: &[Command],
-        report: &mut Report,
+        report: &mut SyncReport,
         failures: &mut Failures,
     ) {
         let refusals = match self.commit_ipvs(removals, report) {
@@ -234,7 +235,12 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
     }
 
     /// Removes what has no connections left or no time.
-    pub(super) fn look_after_drains(&mut self, now: Instant, report: &mut Report, failures: &mut Failures) {
+    pub(super) fn look_after_drains(
+        &mut self,
+        now: Instant,
+        report: &mut SyncReport,
+        failures: &mut Failures,
+    ) {
         if self.draining.is_empty() {
             self.next_drain_check = None;
             return;
@@ -274,7 +280,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
         }
     }
 
-    pub(super) fn ensure_timeouts(&mut self, report: &mut Report) -> Result<(), Error> {
+    pub(super) fn ensure_timeouts(&mut self, report: &mut SyncReport) -> Result<(), Error> {
         let wanted = self.config.timeouts;
         if wanted == Timeouts::default() {
             return Ok(());
@@ -285,7 +291,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Proxy<V, R, N> {
             return Ok(());
         }
         self.ipvs.commit(&[Command::SetTimeouts(wanted)]).map_err(Error::CommitIpvs)?;
-        report.add("set_timeouts", 1);
+        report.count("set_timeouts", 1);
         Ok(())
     }
 }
