@@ -30,6 +30,8 @@ pub struct Attachment {
     owner: Owner,
     netns: String,
     namespace: Namespace,
+    /// The host's own.
+    own: Namespace,
     interface: LinkName,
     host_ports: Vec<HostPort>,
     socket: Socket,
@@ -67,7 +69,7 @@ impl Attachment {
         conf.check_together(ipam.is_some())?;
         let host_ports = HostPort::parse_all(&conf.port_mappings)?;
         let namespace = pod::open(&call.netns)?;
-        pod::check_is_other(&namespace)?;
+        let own = pod::check_is_other(&namespace)?;
         // The result of these versions is an address.
         if ipam.is_none() && conf.version < Version::V0_3_0 {
             return Err(CniError::other("cannot convert: no valid IP addresses"));
@@ -80,6 +82,7 @@ impl Attachment {
             owner: Owner::new(&call.container_id, &call.ifname),
             netns: call.netns.clone(),
             namespace,
+            own,
             interface,
             host_ports,
             socket: link::open()?,
@@ -198,7 +201,8 @@ fn set_up_port(work: &mut Attachment) -> Result<(), CniError> {
 }
 
 fn configure_container(work: &mut Attachment) -> Result<(), CniError> {
-    let (made, inside) = pod::configure(&work.namespace, &work.conf, &work.interface, &work.outcome)?;
+    let (made, inside) =
+        pod::configure(&work.namespace, &work.own, &work.conf, &work.interface, &work.outcome)?;
     work.container = Some(made);
     work.inside = Some(inside);
     Ok(())
@@ -216,12 +220,15 @@ fn be_gateway(work: &mut Attachment) -> Result<(), CniError> {
         }
         _ => bridge,
     };
+    let mut gateways = Vec::new();
     for ip in &work.outcome.ips {
         let Some(gateway) = ip.gateway else { continue };
-        let gateway = IpNet::new(gateway, ip.address.prefix_len())
-            .map_err(|_| CniError::other(format!("the gateway {gateway} is of another family")))?;
-        link::ensure_gateway(&mut work.socket, &work.conf, &at, gateway)?;
+        gateways.push(
+            IpNet::new(gateway, ip.address.prefix_len())
+                .map_err(|_| CniError::other(format!("the gateway {gateway} is of another family")))?,
+        );
     }
+    link::ensure_gateways(&mut work.socket, &work.conf, &at, &gateways)?;
     for is_v4 in [true, false] {
         if work.outcome.ips.iter().any(|ip| ip.address.addr().is_ipv4() == is_v4) {
             link::enable_forwarding(is_v4)?;

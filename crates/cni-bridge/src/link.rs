@@ -185,6 +185,13 @@ pub fn ensure_sysctl(name: &str, value: &str) -> Result<(), String> {
     }
 }
 
+/// Sets a sysctl of the calling thread's namespace, if it can be; its name has slashes.
+pub fn try_sysctl(name: &str, value: &str) {
+    if let Some(name) = Name::of(name.split('/')) {
+        let _ = Sysctls::default().write(&name, value);
+    }
+}
+
 /// Makes the veth: this end a port of the bridge and up, the other in the container.
 ///
 /// # Errors
@@ -321,25 +328,47 @@ pub fn ensure_vlan_gateway(
     Ok(link)
 }
 
-/// Gives a bridge the address of a gateway.
+/// Gives a bridge the addresses of gateways.
 ///
 /// # Errors
 /// When it has another address that is in the way; in the words of the reference.
-pub fn ensure_gateway(
+pub fn ensure_gateways(
     socket: &mut Socket,
     conf: &NetConf,
     link: &Link,
+    gateways: &[IpNet],
+) -> Result<(), CniError> {
+    if gateways.is_empty() {
+        return Ok(());
+    }
+    let all = socket.observe_addresses().map_err(|error| bridge_address(&error.to_string()))?;
+    let mut own: Vec<Address> = all
+        .into_iter()
+        .filter(|address| address.link == link.index && !is_link_local(address.address.addr()))
+        .collect();
+    for gateway in gateways {
+        ensure_gateway(socket, conf, link, &own, *gateway)?;
+        own.push(Address::new(link.index, *gateway));
+    }
+    Ok(())
+}
+
+fn bridge_address(words: &str) -> CniError {
+    CniError::other(format!("failed to set bridge addr: {words}"))
+}
+
+/// As [`ensure_gateways`], on a link that has `own`.
+fn ensure_gateway(
+    socket: &mut Socket,
+    conf: &NetConf,
+    link: &Link,
+    own: &[Address],
     gateway: IpNet,
 ) -> Result<(), CniError> {
     let name = &link.name;
-    let failed = |words: String| CniError::other(format!("failed to set bridge addr: {words}"));
-    let all = socket.observe_addresses().map_err(|error| failed(error.to_string()))?;
+    let failed = |words: String| bridge_address(&words);
     let is_v4 = gateway.addr().is_ipv4();
-    let own = all.iter().filter(|address| {
-        address.link == link.index
-            && address.address.addr().is_ipv4() == is_v4
-            && !is_link_local(address.address.addr())
-    });
+    let own = own.iter().filter(|address| address.address.addr().is_ipv4() == is_v4);
     let mut commands = Vec::new();
     for address in own {
         if address.address == gateway {
@@ -393,10 +422,18 @@ pub fn new_address(link: LinkIndex, address: IpNet, conf: &NetConf) -> Address {
 /// When it does not, and cannot be told to.
 pub fn enable_forwarding(is_v4: bool) -> Result<(), CniError> {
     let name = if is_v4 { owned::SYSCTLS[0] } else { owned::SYSCTLS[1] };
+    if has_sysctl(name, "1") {
+        return Ok(());
+    }
     if !is_v4 {
         keep_router_advertisements();
     }
     ensure_sysctl(name, "1").map_err(|error| CniError::other(format!("failed to enable forwarding: {error}")))
+}
+
+fn has_sysctl(name: &str, value: &str) -> bool {
+    let found = Name::of(name.split('/')).map(|name| Sysctls::default().read(&name));
+    matches!(found, Some(Ok(Some(found))) if found.trim() == value)
 }
 
 /// KERNEL: a machine that forwards IPv6 ignores router advertisements unless `accept_ra` is 2

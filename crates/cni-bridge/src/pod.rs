@@ -12,7 +12,7 @@ use kernel_netlink::route::{
 };
 
 use crate::conf::NetConf;
-use crate::link::{self, commit, ensure_sysctl, new_address};
+use crate::link::{self, commit, ensure_sysctl, new_address, try_sysctl};
 use crate::spec::{CniError, Code, IpConfig, Outcome};
 
 /// How long the kernel may look for duplicates of addresses.
@@ -36,28 +36,41 @@ pub fn open(path: &str) -> Result<Namespace, CniError> {
     })
 }
 
-/// Refuses the host's own namespace as that of a container.
+/// Refuses the host's own namespace as that of a container; gives the host's own.
 ///
 /// # Errors
 /// [`Code::Namespace`], in the words of the reference.
-pub fn check_is_other(namespace: &Namespace) -> Result<(), CniError> {
-    let own = Namespace::current().map_err(|error| CniError::other(error.to_string()))?;
+pub fn check_is_other(namespace: &Namespace) -> Result<Namespace, CniError> {
+    let own = own()?;
     if own == *namespace {
         let words = "plugin's netns and netns from CNI_NETNS should not be the same";
         return Err(CniError::new(Code::Namespace, words));
     }
-    Ok(())
+    Ok(own)
 }
 
-/// Does some work in a namespace.
+fn own() -> Result<Namespace, CniError> {
+    Namespace::current().map_err(|error| CniError::other(error.to_string()))
+}
+
+/// Does some work in a namespace, on the calling thread.
 ///
 /// # Errors
 /// When it cannot be entered; what the work says.
-pub fn run<T: Send>(
+pub fn run<T>(namespace: &Namespace, work: impl FnOnce() -> Result<T, CniError>) -> Result<T, CniError> {
+    visit(namespace, &own()?, work)
+}
+
+/// [`run`], from the host's own namespace if that is known.
+///
+/// # Errors
+/// When it cannot be entered; what the work says.
+pub fn visit<T>(
     namespace: &Namespace,
-    work: impl FnOnce() -> Result<T, CniError> + Send,
+    own: &Namespace,
+    work: impl FnOnce() -> Result<T, CniError>,
 ) -> Result<T, CniError> {
-    namespace.run(work).map_err(|error| CniError::other(error.to_string()))?
+    namespace.visit(own, work).map_err(|error| CniError::other(error.to_string()))?
 }
 
 /// A link of a container.
@@ -75,20 +88,17 @@ pub fn find(namespace: &Namespace, name: &LinkName) -> Result<Option<Link>, CniE
 /// When the kernel refuses something of it.
 pub fn configure(
     namespace: &Namespace,
+    own: &Namespace,
     conf: &NetConf,
     interface: &LinkName,
     outcome: &Outcome,
 ) -> Result<(Link, Socket), CniError> {
-    run(namespace, || {
+    let (mut socket, found) = visit(namespace, own, || {
         let mut socket = link::open()?;
         let gone = || CniError::other(format!("failed to lookup \"{interface}\" in the container"));
         let found = link::find(&mut socket, interface)?.ok_or_else(gone)?;
         if conf.disable_container_interface {
-            return Ok((found, socket));
-        }
-        // Best effort, as what follows from them; see `announce`.
-        for name in ["net/ipv4/conf/IF/arp_notify", "net/ipv6/conf/IF/ndisc_notify"] {
-            let _ = ensure_sysctl(&name.replace("IF", interface.as_str()), "1");
+            return Ok((socket, found));
         }
         if outcome.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
             set_up_ipv6(conf, interface)?;
@@ -103,25 +113,29 @@ pub fn configure(
         commit(&mut socket, &commands).map_err(|refused| {
             CniError::other(format!("failed to add IP addr to \"{interface}\": {}", refused.words))
         })?;
-        if conf.duplicate_address_detection {
-            settle_addresses(&mut socket, found.index)?;
+        // For `announce`. ORDER: it is up already, so that what nobody would hear is not sent.
+        try_sysctl(&format!("net/ipv4/conf/{interface}/arp_notify"), "1");
+        try_sysctl(&format!("net/ipv6/conf/{interface}/ndisc_notify"), "1");
+        Ok((socket, found))
+    })?;
+    if conf.disable_container_interface {
+        return Ok((found, socket));
+    }
+    if conf.duplicate_address_detection {
+        settle_addresses(&mut socket, found.index)?;
+    }
+    let mut added: Vec<Route> = Vec::new();
+    for route in routes(found.index, outcome) {
+        // The configuration may name the default route too that a gateway brings.
+        if added.contains(&route) {
+            continue;
         }
-        let mut added: Vec<Route> = Vec::new();
-        for route in routes(found.index, outcome) {
-            // The configuration may name the default route too that a gateway brings.
-            if added.contains(&route) {
-                continue;
-            }
-            commit(&mut socket, &[Command::AddRoute(route.clone())]).map_err(|refused| {
-                CniError::other(format!(
-                    "failed to add route '{route}' to \"{interface}\": {}",
-                    refused.words
-                ))
-            })?;
-            added.push(route);
-        }
-        Ok((found, socket))
-    })
+        commit(&mut socket, &[Command::AddRoute(route.clone())]).map_err(|refused| {
+            CniError::other(format!("failed to add route '{route}' to \"{interface}\": {}", refused.words))
+        })?;
+        added.push(route);
+    }
+    Ok((found, socket))
 }
 
 /// Tells its neighbours on which Ethernet address the container's addresses are now. They may remember who had them
@@ -142,10 +156,11 @@ fn set_up_ipv6(conf: &NetConf, interface: &LinkName) -> Result<(), CniError> {
             CniError::other(format!("failed to enable IPv6 for interface \"{interface}\": {error}"))
         })?;
     }
+    // Best effort, as in the reference: addresses say it themselves too. Without a look, which takes as long as the
+    // write: the interface is new.
     let detection = if conf.duplicate_address_detection { "1" } else { "0" };
-    // Best effort, as in the reference: addresses say it themselves too.
-    let _ = ensure_sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), detection);
-    let _ = ensure_sysctl(&format!("net/ipv6/conf/{interface}/keep_addr_on_down"), "1");
+    try_sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), detection);
+    try_sysctl(&format!("net/ipv6/conf/{interface}/keep_addr_on_down"), "1");
     Ok(())
 }
 

@@ -127,17 +127,16 @@ impl Store {
 
     fn open_in_boot(data_dir: &Path, network: &str, boot_id: &Path) -> Result<Self, StoreError> {
         let (folder, index) = (data_dir.join(network), data_dir.join(INDEX).join(network));
-        for path in [&folder, &index] {
-            fs::create_dir_all(path).map_err(failed("making", path))?;
-        }
         let path = folder.join(LOCK);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("opening", &path))?;
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&folder).map_err(failed("making", &folder))?;
+                open()
+            }
+            opened => opened,
+        };
+        let file = file.map_err(failed("opening", &path))?;
         let lock = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed("locking", &path)(errno.into()))?;
         let store = Self { folder, index, draft: RefCell::default(), _lock: lock };
@@ -157,6 +156,7 @@ impl Store {
             return Ok(());
         }
         if known.is_none() {
+            fs::create_dir_all(&self.index).map_err(failed("making", &self.index))?;
             // They may be the reference's, of this boot.
             self.index_all()?;
         } else {

@@ -48,6 +48,20 @@ fn a_panic_of_the_work_reaches_the_caller_who_stays() {
 }
 
 #[test]
+fn a_visitor_comes_home_also_when_the_work_panics() {
+    in_netns(|| {
+        let here = Namespace::current().unwrap();
+        let there = other();
+        assert_eq!(there.visit(&here, || Namespace::current().unwrap()).unwrap(), there);
+        assert_eq!(Namespace::current().unwrap(), here);
+        let panicked =
+            std::panic::catch_unwind(|| there.visit(&here, || panic!("of the work")).map_err(drop));
+        assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"of the work"));
+        assert_eq!(Namespace::current().unwrap(), here);
+    });
+}
+
+#[test]
 fn namespaces_are_opened_by_path_and_by_process() {
     let mine = Namespace::current().unwrap();
     assert_eq!(Namespace::of_process(std::process::id()).unwrap(), mine);
