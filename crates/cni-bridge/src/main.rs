@@ -6,6 +6,11 @@ use std::process::ExitCode;
 
 use cni_bridge::{exec, verbs};
 
+/// What is shipped is linked with musl (docs/performance.md).
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().collect();
     let variable = |name: &str| env::var(name).ok();
