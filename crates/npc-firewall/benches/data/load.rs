@@ -16,9 +16,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use test_netns::cost::thread_cpu;
 
 use super::lane::Lane;
 use super::scenario::{PEERS, UDP_PORT};
@@ -109,10 +109,6 @@ pub(crate) fn run(lane: &mut Lane, workload: Workload, length: Duration) -> Resu
     Ok(sample)
 }
 
-fn thread_cpu() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
-}
-
 fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
@@ -160,7 +156,7 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) -> Result<Duration> {
     epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
     let mut connections: Vec<Option<TcpStream>> = Vec::new();
     let mut events = [EpollEvent::empty(); 64];
-    let before = thread_cpu()?;
+    let before = thread_cpu();
     while !stop.load(Ordering::Relaxed) {
         let ready = wait(&epoll, &mut events)?;
         for event in &events[..ready] {
@@ -175,7 +171,7 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) -> Result<Duration> {
         }
     }
     epoll.delete(listener)?;
-    Ok(thread_cpu()? - before)
+    Ok(thread_cpu() - before)
 }
 
 fn accept_all(listener: &TcpListener, epoll: &Epoll, connections: &mut Vec<Option<TcpStream>>) -> Result<()> {
@@ -239,7 +235,7 @@ impl Client {
     fn run(mut self, clients: usize, length: Duration) -> Result<(u64, Duration)> {
         pin(CLIENT_CPU)?;
         let mut events = [EpollEvent::empty(); 64];
-        let before = thread_cpu()?;
+        let before = thread_cpu();
         let end = Instant::now() + length;
         for index in 0..clients {
             let connection = self.open(index)?;
@@ -257,7 +253,7 @@ impl Client {
             }
             ensure!(last_answer.elapsed() < Duration::from_secs(5), "no answer for five seconds");
         }
-        Ok((self.done, thread_cpu()? - before))
+        Ok((self.done, thread_cpu() - before))
     }
 
     fn open(&mut self, index: usize) -> Result<Connection> {
@@ -356,7 +352,7 @@ fn blast(
     let before = delivered(lane)?;
     let (sent, cpu, wall) = lane.client.run(|| -> Result<_> {
         pin(CLIENT_CPU)?;
-        let (started, cpu) = (Instant::now(), thread_cpu()?);
+        let (started, cpu) = (Instant::now(), thread_cpu());
         let mut sent = 0;
         while sent < most && started.elapsed() < length {
             for _ in 0..AT_ONCE {
@@ -364,7 +360,7 @@ fn blast(
                 sent += 1;
             }
         }
-        Ok((sent, thread_cpu()? - cpu, started.elapsed()))
+        Ok((sent, thread_cpu() - cpu, started.elapsed()))
     })??;
     let units = delivered(lane)? - before;
     // The kernel drops from its queue of a CPU when others keep that CPU from working it off.
