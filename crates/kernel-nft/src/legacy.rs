@@ -22,19 +22,35 @@ pub fn tables(version: IpVersion) -> io::Result<Vec<String>> {
     }
 }
 
-/// The program that reads and changes these tables.
-pub const fn program(version: IpVersion) -> &'static str {
-    match version {
-        IpVersion::V4 => "iptables-legacy",
-        IpVersion::V6 => "ip6tables-legacy",
+/// What remains to be done by hand where such tables are in use, in words for the operator: the chains of `whose` in
+/// `tables` cannot be removed from here. `chains` is an extended regular expression of what their names begin with.
+/// Empty where no such table is in use.
+pub fn remaining(whose: &str, tables: &[&str], chains: &str) -> String {
+    let mut text = String::new();
+    for (version, program) in [(IpVersion::V4, "iptables-legacy"), (IpVersion::V6, "ip6tables-legacy")] {
+        let in_use = self::tables(version);
+        for table in tables {
+            text += &match &in_use {
+                Ok(in_use) if in_use.iter().all(|one| one != table) => continue,
+                Ok(_) => {
+                    format!("{program} has a table {table} as well, which cannot be looked into from here.")
+                }
+                Err(error) => {
+                    format!("Whether {program} has a table {table} as well cannot be told: {error}.")
+                }
+            };
+            let command = removal(program, table, chains);
+            text += &format!(
+                " If {whose} used it, remove its chains with\n  {command}\nand run this again for its ipsets.\n"
+            );
+        }
     }
+    text
 }
 
-/// A command line for a shell that removes chains of such a table, and the rules that lead to them, in one
-/// transaction. It names what goes and nothing else, so that what others change meanwhile is not lost. `chains` is an
-/// extended regular expression of what their names begin with.
-pub fn removal(version: IpVersion, table: &str, chains: &str) -> String {
-    let program = program(version);
+/// A command line for a shell that removes chains, and the rules that lead to them, in one transaction. It names what
+/// goes and nothing else, so that what others change meanwhile is not lost.
+fn removal(program: &str, table: &str, chains: &str) -> String {
     format!(
         "{program}-save -t {table} | awk '\
          /^:{chains}/ {{ sub(/^:/, \"\", $1); flush = flush \":\" $1 \" - [0:0]\\n\"; gone = gone \"-X \" $1 \"\\n\" }} \

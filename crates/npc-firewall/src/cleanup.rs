@@ -8,7 +8,7 @@ use std::{fs, io};
 
 use anyhow::{Context, bail};
 use kernel_nft::ipset::Ipsets;
-use kernel_nft::{Family, IpVersion, Name, Nftables, Op, Socket, Traces, Transaction, legacy};
+use kernel_nft::{Family, Name, Nftables, Op, Socket, Traces, Transaction, legacy};
 
 use crate::args::CleanupArgs;
 use crate::owned;
@@ -89,7 +89,7 @@ fn kube_router(nft: &mut Socket, args: CleanupArgs) -> anyhow::Result<()> {
         });
         (removed, errors)
     };
-    let of_legacy = legacy_tables();
+    let of_legacy = legacy::remaining(PROGRAM, &["filter"], CHAINS);
     if count == 0 && errors.is_empty() && of_legacy.is_empty() {
         say("kube-router's firewall left nothing here\n");
     }
@@ -111,24 +111,6 @@ fn is_in_force(nft: &mut Socket) -> anyhow::Result<bool> {
         .observe(Family::Inet, owned::TABLE)
         .with_context(|| format!("reading the nftables table inet {}", owned::TABLE))?;
     Ok(table.is_some_and(|found| !found.ruleset.table.flags.dormant && !found.ruleset.chains.is_empty()))
-}
-
-/// What remains to be done by hand where the older iptables is in use; empty where it is not.
-fn legacy_tables() -> String {
-    let mut text = String::new();
-    for version in [IpVersion::V4, IpVersion::V6] {
-        let program = legacy::program(version);
-        text += &match legacy::tables(version) {
-            Ok(tables) if tables.iter().all(|table| table != "filter") => continue,
-            Ok(_) => format!("{program} has a table filter as well, which cannot be looked into from here."),
-            Err(error) => format!("Whether {program} has a table filter as well cannot be told: {error}."),
-        };
-        let command = legacy::removal(version, "filter", CHAINS);
-        text += &format!(
-            " If kube-router used it, remove its chains with\n  {command}\nand run this again for its ipsets.\n"
-        );
-    }
-    text
 }
 
 /// Processes of kube-router in this network namespace whose firewall is on. From within a container only those of its

@@ -1,7 +1,8 @@
 //! The command `cleanup`: removes what this program put into the kernel, and on demand what its predecessors left.
 //!
 //! What others left is recognised by where it is: virtual services on addresses of their device, or on addresses
-//! of the node at node ports. iptables chains and ipsets are not touched: only their own tools know their locks.
+//! of the node at node ports; kube-router's chains and ipsets by their names. kube-proxy's chains are left to its own
+//! clean-up, which knows them all.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,7 +12,8 @@ use anyhow::Context;
 use kernel_netlink::ipvs::{Command, Ipvs, ServiceKey};
 use kernel_netlink::route::{self, LinkName, RouteFilter, Rtnetlink, RuleAction, Table};
 use kernel_netlink::sysctl::Sysctls;
-use kernel_nft::{Family, Keeper, Nftables, Op};
+use kernel_nft::ipset::Ipsets;
+use kernel_nft::{Family, Keeper, Nftables, Op, Traces, legacy};
 
 use crate::apply::address::VirtualAddresses;
 use crate::apply::dsr;
@@ -24,6 +26,15 @@ use crate::run::{open_ipvs, open_netlink, open_nftables};
 
 /// kube-router's tables of DSR, and the preferences of the rules that lead to them.
 const KUBE_ROUTER_TABLES: [(u32, u32); 2] = [(32764, 78), (32765, 79)];
+/// What kube-router's service proxy makes in netfilter, in chains and sets of its own. Its firewall has other names.
+const KUBE_ROUTER: Traces = Traces {
+    tables: &[],
+    shared: &[(Family::Ip, "filter"), (Family::Ip6, "filter"), (Family::Ip, "nat"), (Family::Ip6, "nat")],
+    is_chain: |name| matches!(name, "KUBE-ROUTER-SERVICES" | "KUBE-ROUTER-HAIRPIN"),
+    is_ipset: is_kube_router_ipset,
+};
+/// The same chains as an extended regular expression.
+const KUBE_ROUTER_CHAINS: &str = "KUBE-ROUTER-(SERVICES|HAIRPIN)";
 /// kube-proxy's table in its mode nftables, one for each family.
 const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
@@ -72,6 +83,9 @@ pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
             format!("removing table inet {}; is svc-proxy-ipvs still running on this node?", owned::TABLE)
         })?;
         println!("table inet {} removed", owned::TABLE);
+    }
+    if leftovers.kube_router {
+        kube_router_chains()?;
     }
     Ok(())
 }
@@ -145,11 +159,28 @@ fn kube_router(config: &Config) -> anyhow::Result<()> {
         netlink.commit(&commands)?;
         println!("kube-router: {} rules and routes of table {} removed", commands.len(), table.0);
     }
-    println!(
-        "kube-router: its iptables chains KUBE-ROUTER-* and ipsets kube-router-* stay; a reboot removes them, or see \
-         docs/guides/svc-proxy-ipvs.md"
-    );
     Ok(())
+}
+
+/// kube-router's chains, the rules that lead to them, and its ipsets. Its rules in chains that are not its own (SNAT in nat, marks
+/// in mangle) have nothing that tells them from a user's.
+fn kube_router_chains() -> anyhow::Result<()> {
+    let mut ipsets = Ipsets::open().context("opening a netlink socket for ipsets")?;
+    let errors = KUBE_ROUTER.remove(&mut open_nftables()?, &mut ipsets, |trace| {
+        println!("kube-router: {trace} removed");
+    });
+    print!("{}", legacy::remaining("kube-router", &["filter", "nat"], KUBE_ROUTER_CHAINS));
+    println!("kube-router: its rules in POSTROUTING (nat) stay, see docs/guides/svc-proxy-ipvs.md");
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    anyhow::bail!("what kube-router left is not removed as a whole:\n{}", errors.join("\n"))
+}
+
+fn is_kube_router_ipset(name: &str) -> bool {
+    let name = name.strip_prefix("inet6:").unwrap_or(name);
+    matches!(name, "kube-router-local-ips" | "kube-router-svip" | "kube-router-svip-prt")
 }
 
 fn kube_proxy(config: &Config) -> anyhow::Result<()> {

@@ -72,6 +72,74 @@ fn w18_virtual_services_of_others_are_never_touched() {
     assert!(ok, "where nothing is, nothing is removed: {out}{log}");
 }
 
+/// What kube-router's proxy and firewall and a user have, by table (reference, §2.3 to §2.5).
+const KUBE_ROUTER: [(&str, &str); 2] = [
+    (
+        "filter",
+        ":KUBE-ROUTER-INPUT - [0:0]
+:KUBE-ROUTER-SERVICES - [0:0]
+-A INPUT -j KUBE-ROUTER-INPUT
+-A INPUT -m set --match-set SETSkube-router-svip dst -j KUBE-ROUTER-SERVICES
+-A INPUT -m set --match-set SETSuser src -j ACCEPT
+-A KUBE-ROUTER-SERVICES -m set --match-set SETSkube-router-svip-prt dst,dst -j ACCEPT
+-A KUBE-ROUTER-SERVICES -m set ! --match-set SETSkube-router-local-ips dst -j REJECT
+",
+    ),
+    (
+        "nat",
+        ":KUBE-ROUTER-HAIRPIN - [0:0]
+-A POSTROUTING -m ipvs --vdir ORIGINAL -j KUBE-ROUTER-HAIRPIN
+-A POSTROUTING -m ipvs --ipvs --vdir ORIGINAL --vmethod MASQ -j SNAT --to-source NODE
+-A KUBE-ROUTER-HAIRPIN -s POD -d POD -m ipvs --vaddr POD --vport 80 -j SNAT --to-source NODE
+",
+    ),
+];
+
+#[test]
+fn chains_and_sets_of_kube_router_s_proxy_go_and_those_of_its_firewall_and_of_others_stay() {
+    let lab = Lab::routed();
+    let namespace = lab.cluster.namespace("n1").unwrap().clone();
+    let tools = [
+        ("iptables-nft", "", "inet", "10.244.1.10", "172.18.0.2"),
+        ("ip6tables-nft", "inet6:", "inet6", "fd00::10", "fd00::2"),
+    ];
+    for (iptables, prefix, family, pod, node) in tools {
+        for (set, kind) in [
+            ("local-ips", "hash:ip"),
+            ("svip", "hash:ip"),
+            ("svip-prt", "hash:ip,port"),
+            ("pod-subnets", "hash:net"),
+        ] {
+            lab.output(
+                "n1",
+                &["ipset", "create", &format!("{prefix}kube-router-{set}"), kind, "family", family],
+            );
+        }
+        lab.output("n1", &["ipset", "create", &format!("{prefix}user"), "hash:ip", "family", family]);
+        for (table, rules) in KUBE_ROUTER {
+            let rules = rules.replace("SETS", prefix).replace("POD", pod).replace("NODE", node);
+            let text = format!("*{table}\n{rules}COMMIT\n");
+            namespace.output(&format!("{iptables}-restore"), &["--noflush"], &text).unwrap();
+        }
+    }
+    let (ok, out, log) = lab.run("n1", &["cleanup", "--kube-router"]);
+    assert!(ok, "{out}{log}");
+    for (iptables, prefix, ..) in tools {
+        let saved = lab.output("n1", &[&format!("{iptables}-save")]);
+        assert!(!saved.contains("KUBE-ROUTER-SERVICES") && !saved.contains("HAIRPIN"), "{saved}");
+        let stays = format!("--match-set {prefix}user src -j ACCEPT");
+        for stays in ["-A INPUT -j KUBE-ROUTER-INPUT", &stays, "--vmethod MASQ -j SNAT"] {
+            assert!(saved.contains(stays), "{stays}: {saved}");
+        }
+    }
+    let sets = lab.output("n1", &["ipset", "list", "-n"]);
+    let mut sets: Vec<_> = sets.lines().collect();
+    sets.sort_unstable();
+    assert_eq!(sets, ["inet6:kube-router-pod-subnets", "inet6:user", "kube-router-pod-subnets", "user"]);
+    let (ok, again, log) = lab.run("n1", &["cleanup", "--kube-router"]);
+    assert!(ok && !again.contains("chain KUBE"), "{again}{log}");
+}
+
 #[test]
 fn what_others_break_is_mended() {
     let mut lab = Lab::routed();
