@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::ipam::conf::DATA_DIR;
 use crate::ipam::{IpamConf, Owner};
 use crate::spec::{Call, CniError, Code, Dns, Outcome, Version};
-use crate::vlan;
+use crate::{names, vlan};
 
 /// The bridge if none is named: the reference's.
 const BRIDGE: &str = "cni0";
@@ -39,9 +39,6 @@ struct Wire {
     dns: Option<Dns>,
     args: Option<Args>,
     runtime_config: Option<RuntimeConfig>,
-    // Runtimes write the other; Go reads it in any case.
-    #[serde(rename = "RuntimeConfig")]
-    go_runtime_config: Option<RuntimeConfig>,
     prev_result: Option<Value>,
 }
 
@@ -68,7 +65,6 @@ impl Default for Wire {
             dns: None,
             args: None,
             runtime_config: None,
-            go_runtime_config: None,
             prev_result: None,
         }
     }
@@ -169,7 +165,7 @@ pub struct NetConf {
 /// # Errors
 /// [`Code::Decode`], [`Code::Config`], in the words of the reference.
 pub fn parse_json(input: &str) -> Result<Value, CniError> {
-    let value: Value = serde_json::from_str(input).map_err(|error| {
+    let mut value: Value = serde_json::from_str(input).map_err(|error| {
         let words =
             if error.is_eof() { "unexpected end of JSON input".to_owned() } else { error.to_string() };
         CniError::new(Code::Decode, format!("error unmarshall network config: {words}"))
@@ -177,6 +173,7 @@ pub fn parse_json(input: &str) -> Result<Value, CniError> {
     if !value.is_object() {
         return Err(CniError::new(Code::Decode, "error unmarshall network config: it is no object"));
     }
+    names::fold(&mut value);
     let name = match value.get("name") {
         None | Some(Value::Null) => "",
         Some(Value::String(name)) => name,
@@ -237,18 +234,17 @@ pub fn previous_addresses(conf: &Value) -> Vec<IpAddr> {
 /// Whether attachments of the network may have ports of the node.
 pub fn has_host_ports(conf: &Value) -> bool {
     let capable = conf.pointer("/capabilities/portMappings").and_then(Value::as_bool) == Some(true);
-    let told =
-        |name: &str| conf.pointer(name).and_then(Value::as_array).is_some_and(|ports| !ports.is_empty());
-    capable || told("/runtimeConfig/portMappings") || told("/RuntimeConfig/portMappings")
+    capable || !host_ports(conf).is_empty()
 }
 
 /// Whether the runtime tells of ports of the node for UDP.
 pub fn has_udp_ports(conf: &Value) -> bool {
-    ["/runtimeConfig/portMappings", "/RuntimeConfig/portMappings"].into_iter().any(|name| {
-        let ports = conf.pointer(name).and_then(Value::as_array);
-        let is_udp = |port: &Value| port["protocol"].as_str().is_some_and(|p| p.eq_ignore_ascii_case("udp"));
-        ports.is_some_and(|ports| ports.iter().any(is_udp))
-    })
+    let is_udp = |port: &Value| port["protocol"].as_str().is_some_and(|p| p.eq_ignore_ascii_case("udp"));
+    host_ports(conf).iter().any(is_udp)
+}
+
+fn host_ports(conf: &Value) -> &[Value] {
+    conf.pointer("/runtimeConfig/portMappings").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// Where the reservations of a network are, if `ipam` says that addresses are given out here. Reads less than
@@ -303,7 +299,7 @@ impl NetConf {
             Ok(mtu) => Some(mtu),
             Err(_) => return Err(CniError::new(Code::Config, format!("mtu: {} is not valid", wire.mtu))),
         };
-        let runtime = wire.runtime_config.or(wire.go_runtime_config).unwrap_or_default();
+        let runtime = wire.runtime_config.unwrap_or_default();
         let asked = wire.args.and_then(|args| args.cni).unwrap_or_default().mac;
         // The later the stronger, as in the reference.
         let macs = [call.arg("MAC").unwrap_or_default(), &asked, &runtime.mac];
@@ -384,7 +380,7 @@ mod tests {
         assert_eq!(mac(&conf).0[5], 1);
         conf["args"] = json!({"cni": {"mac": "02:00:00:00:00:02"}});
         assert_eq!(mac(&conf).0[5], 2);
-        conf["RuntimeConfig"] = json!({"mac": "02-00-00-00-00-03"});
+        conf["runtimeConfig"] = json!({"mac": "02-00-00-00-00-03"});
         assert_eq!(mac(&conf).0[5], 3);
     }
 

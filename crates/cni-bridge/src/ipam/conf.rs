@@ -69,8 +69,6 @@ impl IpamConf {
         let mut texts = asked.to_vec();
         texts.extend(listed(conf.pointer("/args/cni/ips")));
         texts.extend(listed(conf.pointer("/runtimeConfig/ips")));
-        // Runtimes write `runtimeConfig`; Go reads it in any case.
-        texts.extend(listed(conf.pointer("/RuntimeConfig/ips")));
         let mut asked = Vec::new();
         for text in texts {
             // With or without the length of the network.
