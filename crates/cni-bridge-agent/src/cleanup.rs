@@ -9,6 +9,7 @@ use crate::apply::conf_file::{self, Found};
 use crate::apply::file::{self, FileError};
 use crate::apply::plugin;
 use crate::args::Config;
+use crate::owned::LOOPBACK;
 use crate::plan::conf::{self, Left};
 
 /// Does it; says in a line each what it did.
@@ -17,7 +18,7 @@ use crate::plan::conf::{self, Left};
 /// [`FileError`]; what comes later was not done then.
 pub fn run(config: &Config) -> Result<Vec<String>, FileError> {
     let mut done = vec![configuration(config)?];
-    for name in &config.files.names {
+    for name in config.files.names.iter().map(String::as_str).chain([LOOPBACK]) {
         let path = config.files.bin_dir.join(name);
         let removed = plugin::uninstall(&config.files.bin_dir, name)?;
         let what = match (removed, path.exists()) {

@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::model::json::Json;
 use crate::model::node::{self, Facts, family};
 use crate::model::problem::{Problem, Reason};
+use crate::owned::LOOPBACK;
 use crate::plan::condition::{Attempts, Step};
 use crate::plan::conf::{self, Desired, Unusable};
 use crate::plan::mtu::{self, Wanted};
@@ -233,13 +234,20 @@ impl<K: Rtnetlink, S: NodeStatus> Agent<K, S> {
 
     fn install(&self, report: &mut Report) -> Result<(), FileError> {
         let mut result = Ok(());
-        for name in &self.files.names {
-            match plugin::install(&self.plugin, &self.files.bin_dir, name) {
+        let folder = &self.files.bin_dir;
+        let asked = self.files.names.iter().map(|name| (name.as_str(), false));
+        for (name, only_if_missing) in asked.chain([(LOOPBACK, true)]) {
+            let installed = if only_if_missing {
+                plugin::install_if_missing(&self.plugin, folder, name)
+            } else {
+                plugin::install(&self.plugin, folder, name)
+            };
+            match installed {
                 Ok(Installed::AsItWas) => {}
                 Ok(how) => {
                     report.count("plugin_installed");
                     let replaced = how == Installed::InPlaceOfAnother;
-                    tracing::info!(name, folder = %self.files.bin_dir.display(), replaced, "plugin installed");
+                    tracing::info!(name, folder = %folder.display(), replaced, "plugin installed");
                 }
                 Err(error) => result = result.and(Err(error)),
             }

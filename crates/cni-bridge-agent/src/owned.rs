@@ -8,6 +8,10 @@ pub const SYSCTLS: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridg
 /// The plugin: its type in configurations, its name in the folder of plugins.
 pub const PLUGIN: &str = "cni-bridge";
 
+/// What runtimes call for every container beside the network's plugin. Installed where there is none, as kube-router does;
+/// never in the place of another.
+pub const LOOPBACK: &str = "loopback";
+
 /// Part of every version of the plugin (what it says of itself when nobody calls it), and of no plugin of others. So an
 /// old one of ours is known.
 pub const PLUGIN_MARK: &[u8] = b"CNI bridge plugin cni-bridge ";

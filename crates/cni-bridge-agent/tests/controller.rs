@@ -169,9 +169,10 @@ fn a_new_node_gets_plugin_configuration_sysctls_and_condition() {
     rig.node(json!({}));
     assert_eq!(
         rig.ops(),
-        [("condition_set", 1), ("conf_written", 1), ("plugin_installed", 1), ("sysctl_set", 2)]
+        [("condition_set", 1), ("conf_written", 1), ("plugin_installed", 2), ("sysctl_set", 2)]
     );
     assert_eq!(fs::read_to_string(rig.path("bin/cni-bridge")).unwrap(), PLUGIN);
+    assert_eq!(fs::read_to_string(rig.path("bin/loopback")).unwrap(), PLUGIN);
     assert_eq!(rig.ours()["mtu"], 1480);
     assert_eq!(rig.subnets(), r#"[[{"subnet":"10.1.0.0/24"}]]"#);
     assert_eq!(fs::read_to_string(rig.path("sys/net/bridge/bridge-nf-call-iptables")).unwrap(), "1\n");
@@ -257,7 +258,7 @@ fn what_somebody_changes_or_removes_is_mended() {
     let before = fs::read_to_string(rig.conf_path()).unwrap();
     fs::remove_dir_all(rig.path("net.d")).unwrap();
     fs::remove_dir_all(rig.path("bin")).unwrap();
-    assert_eq!(rig.ops(), [("conf_written", 1), ("plugin_installed", 1)]);
+    assert_eq!(rig.ops(), [("conf_written", 1), ("plugin_installed", 2)]);
     assert_eq!(fs::read_to_string(rig.conf_path()).unwrap(), before);
     fs::write(rig.conf_path(), "").unwrap();
     rig.sync().unwrap();

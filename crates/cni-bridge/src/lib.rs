@@ -11,6 +11,7 @@
 //!
 //! - [`spec`]: the specification on the wire. [`conf`]: a network's configuration.
 //! - [`ipam`]: addresses, as `host-local` gives them out.
+//! - [`loopback`]: the other plugin that runtimes call for every container.
 //! - [`steps`]: what is done one after another, and undone the other way round.
 //! - [`owned`]: names and numbers in the kernel.
 //!
@@ -26,7 +27,9 @@ pub mod exec;
 pub mod gc;
 pub mod ipam;
 pub mod link;
+pub mod loopback;
 pub mod masquerade;
+pub mod names;
 pub mod owned;
 pub mod pod;
 pub mod portmap;

@@ -11,9 +11,8 @@ use crate::attach::{self, Attachment};
 use crate::conf::{self, NetConf};
 use crate::ipam::allocate::io;
 use crate::ipam::{Owner, Store, allocate};
-use crate::link;
 use crate::spec::{Call, CniError, Code, Verb, Version};
-use crate::{check, detach, gc, steps};
+use crate::{check, detach, gc, link, loopback, steps};
 
 /// LIMIT: what is read of the standard input; more is no configuration.
 const INPUT_LIMIT: u64 = 16 << 20;
@@ -26,13 +25,19 @@ pub enum Program {
     Bridge,
     /// Addresses alone, for other plugins.
     HostLocal,
+    /// The container's loopback, and nothing else.
+    Loopback,
 }
 
 impl Program {
-    /// By the name of the program: installed as `host-local` it is that.
+    /// By the name of the program: installed as `host-local` or `loopback` it is that.
     pub fn named(path: Option<&String>) -> Self {
         let name = path.and_then(|path| Path::new(path).file_name()).and_then(|name| name.to_str());
-        if name == Some("host-local") { Self::HostLocal } else { Self::Bridge }
+        match name {
+            Some("host-local") => Self::HostLocal,
+            Some("loopback") => Self::Loopback,
+            _ => Self::Bridge,
+        }
     }
 }
 
@@ -95,6 +100,7 @@ fn serve(
     match program {
         Program::Bridge => bridge(call, &value, spoken),
         Program::HostLocal => host_local(call, &value, spoken),
+        Program::Loopback => loopback::run(call, &value, spoken),
     }
 }
 

@@ -62,6 +62,21 @@ pub fn install(plugin: &Path, folder: &Path, name: &str) -> Result<Installed, Fi
     Ok(done)
 }
 
+/// Installs the plugin by a name unless a program of others has it.
+///
+/// # Errors
+/// [`FileError`]; what was there before is there then.
+pub fn install_if_missing(plugin: &Path, folder: &Path, name: &str) -> Result<Installed, FileError> {
+    let target = folder.join(name);
+    match is_ours(&target) {
+        Ok(false) => return Ok(Installed::AsItWas),
+        Ok(true) => {}
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    install(plugin, folder, name)
+}
+
 /// Whether a program that can be started is there by a name.
 pub fn is_there(folder: &Path, name: &str) -> bool {
     let found = fs::metadata(folder.join(name));
@@ -219,6 +234,22 @@ mod tests {
         assert!(running.try_wait().unwrap().is_none());
         running.kill().unwrap();
         running.wait().unwrap();
+    }
+
+    #[test]
+    fn what_is_only_missing_takes_nobodys_place_and_follows_upgrades() {
+        let lab = Lab::new("1");
+        let installed = || install_if_missing(&lab.plugin(), &lab.bin(), "loopback").unwrap();
+        assert_eq!(installed(), Installed::New);
+        assert_eq!(installed(), Installed::AsItWas);
+        lab.release("2");
+        assert_eq!(installed(), Installed::New);
+        let path = lab.bin().join("loopback");
+        assert_eq!(fs::read(&path).unwrap(), fs::read(lab.plugin()).unwrap());
+        fs::write(&path, "of others").unwrap();
+        assert_eq!(installed(), Installed::AsItWas);
+        assert_eq!(fs::read(&path).unwrap(), b"of others");
+        assert!(!uninstall(&lab.bin(), "loopback").unwrap());
     }
 
     #[test]

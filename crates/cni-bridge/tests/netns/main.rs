@@ -5,6 +5,7 @@
 mod bridge;
 mod killed;
 mod lab;
+mod loopback;
 mod packets;
 mod parallel;
 #[path = "../support/mod.rs"]
