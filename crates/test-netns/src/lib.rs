@@ -19,6 +19,7 @@
 //! - [`matrix`]: who reaches whom, as a table, against the expected table.
 //! - [`flow`]: a connection that is kept, to see whether it is cut.
 //! - [`hammer`]: connections without pause, to find the one that should not have been.
+//! - [`daemon`]: a program that stays on a node: its process, log, admin port.
 //! - [`api_server`], [`cost`]: for benchmarks, what feeds a program and what its work costs.
 //! - [`interpreter`]: what an nftables ruleset makes of a packet, without a kernel.
 //! - [`house`]: rules of the project that a compiler does not check.
@@ -33,6 +34,7 @@ mod batch;
 pub mod cluster;
 mod conn;
 pub mod cost;
+pub mod daemon;
 pub mod flow;
 pub mod hammer;
 pub mod house;
@@ -46,6 +48,7 @@ mod server;
 pub mod topology;
 
 pub use cluster::{Cluster, Host};
+pub use daemon::Daemon;
 pub use flow::Flow;
 pub use hammer::{Expect, Hammer, HammerSpec, Report};
 pub use matrix::{Expected, Matrix, Wrong};

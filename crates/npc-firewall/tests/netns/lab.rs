@@ -5,23 +5,19 @@
 //! is everything that came with it.
 
 use std::fs;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde_json::Value;
 use tempfile::TempDir;
-use test_netns::{Attachment, Cluster, ClusterSpec, Family, Namespace, Outcome, Probe, Protocol};
+use test_netns::daemon;
+pub(crate) use test_netns::daemon::PATIENCE;
+use test_netns::{Attachment, Cluster, ClusterSpec, Daemon, Family, Namespace, Outcome, Probe, Protocol};
 
 use crate::objects::Objects;
 
-/// Bound of every wait: far above what anything takes, since the machine may be busy, and is emulated.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long an exchange on an established connection may take.
 pub(crate) const EXCHANGE: Duration = Duration::from_millis(700);
 /// How long a try may take; nothing that is refused takes that long.
@@ -141,13 +137,8 @@ impl Lab {
 
     /// Starts a command line on a node.
     pub(crate) fn spawn_words(&self, node: &str, words: &[&str]) -> Firewall {
-        let namespace = self.cluster.namespace(node).expect("a node").clone();
-        let log = self.folder.path().join(format!("{node}-{}.log", unique()));
-        let mut command = namespace.daemon(words[0]);
-        command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(File::create(&log).expect("a log"));
-        let child = command.spawn().expect("nsenter and setpriv");
-        Firewall { child, namespace, log }
+        let namespace = self.cluster.namespace(node).expect("a node");
+        Firewall(Daemon::start(namespace, words, self.folder.path(), ADMIN_PORT))
     }
 
     /// Runs the program on a node to its end: whether it succeeded, its output, its log.
@@ -273,92 +264,40 @@ pub(crate) fn tables_can_be_owned() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(9))
 }
 
-fn unique() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// Waits until something holds; fails with `what` when it never does.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(15));
-    }
+pub(crate) fn until(what: &str, holds: impl FnMut() -> bool) {
+    daemon::until(PATIENCE, what, String::new, holds);
 }
 
 /// The program on a node. Dropping it kills it; its table stays.
-pub(crate) struct Firewall {
-    child: Child,
-    namespace: Namespace,
-    log: PathBuf,
+pub(crate) struct Firewall(Daemon);
+
+impl Deref for Firewall {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.0
+    }
+}
+
+impl DerefMut for Firewall {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        &mut self.0
+    }
 }
 
 impl Firewall {
-    /// The node's namespace.
-    pub(crate) fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// What it has logged.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
     /// As [`until`], with the log in the message.
-    pub(crate) fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !holds() {
-            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(15));
-        }
+    pub(crate) fn until(&self, what: &str, holds: impl FnMut() -> bool) {
+        daemon::until(PATIENCE, what, || self.log(), holds);
     }
 
     pub(crate) fn wait_ready(&self) {
-        self.until("ready", || self.get("/readyz").is_some_and(|(status, _)| status == 200));
-    }
-
-    /// Status and body of a page of the admin port; `None` while nobody listens.
-    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        self.get_from(ADMIN_PORT, path)
-    }
-
-    /// The same of another port.
-    pub(crate) fn get_from(&self, port: u16, path: &str) -> Option<(u16, String)> {
-        let ask = || -> std::io::Result<String> {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = self.namespace.run(ask).expect("the node's namespace").ok()?;
-        let status = answer.split_whitespace().nth(1)?.parse().ok()?;
-        let body = answer.split_once("\r\n\r\n")?.1.to_owned();
-        Some((status, body))
-    }
-
-    /// The sum of a metric over its labels that contain `label`.
-    pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
-        let (_, page) = self.get("/metrics").expect("metrics");
-        let values = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let own = series.split('{').next() == Some(name) && series.contains(label);
-            own.then(|| value.parse::<f64>().ok())?
-        });
-        values.sum::<f64>() as u64
+        self.until("ready", || self.is_ready());
     }
 
     /// Objects changed in the kernel so far, as the program counts them.
@@ -366,56 +305,14 @@ impl Firewall {
         self.metric("npc_firewall_kernel_ops_total", "")
     }
 
-    pub(crate) fn state(&self) -> Value {
-        let (status, body) = self.get("/state").expect("state");
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).expect("JSON")
-    }
-
     /// Runs `nft` with numbers in its output.
     pub(crate) fn nft(&self, words: &[&str]) -> anyhow::Result<String> {
-        nft(&self.namespace, words)
+        nft(self.namespace(), words)
     }
 
     /// The table as text; empty when there is none.
     pub(crate) fn table(&self) -> String {
-        table(&self.namespace)
-    }
-
-    /// Waits for its end.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(15));
-        }
-    }
-
-    /// SIGKILL.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().expect("killed");
-        self.child.wait().expect("ended");
-    }
-
-    /// SIGTERM, and waits for the end.
-    pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
-        kill(pid, Signal::SIGTERM).expect("signalled");
-        self.wait()
-    }
-}
-
-impl Drop for Firewall {
-    fn drop(&mut self) {
-        // It may have ended before.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- log of {}\n{}", self.log.display(), self.log());
-        }
+        table(self.namespace())
     }
 }
 

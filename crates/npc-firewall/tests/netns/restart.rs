@@ -50,7 +50,7 @@ fn all_live(flows: &mut [Flow], case: &str) {
 /// Ends the program in the way that the case is about.
 type End = fn(&mut Firewall);
 const ENDS: [(&str, End); 2] = [
-    ("SIGKILL", Firewall::kill),
+    ("SIGKILL", |firewall| firewall.kill()),
     ("SIGTERM", |firewall| {
         let status = firewall.terminate();
         assert!(status.success(), "{status}: {}", firewall.log());

@@ -12,24 +12,20 @@
 //! step that the program takes.
 
 use std::fs;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use test_netns::{Attachment, Cluster, ClusterSpec, Family, Namespace, NodeSpec, PodSpec, Protocol};
+use test_netns::daemon;
+pub(crate) use test_netns::daemon::PATIENCE;
+use test_netns::{Attachment, Cluster, ClusterSpec, Daemon, Family, Namespace, NodeSpec, PodSpec, Protocol};
 
 use crate::objects::{Endpoint, Objects, Service};
 
-/// Bound of every wait: far above what anything takes, since the machine may be busy, and is emulated.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 /// Cluster IPs of the Service `web`.
 pub(crate) const WEB: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -187,14 +183,11 @@ impl Lab {
 
     /// Starts the program on a node.
     pub(crate) fn spawn(&self, node: &str, flags: &[&str]) -> Proxy {
-        let namespace = self.cluster.namespace(node).expect("a node").clone();
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let log = self.folder.path().join(format!("{node}-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let mut command = namespace.daemon(PROGRAM);
-        command.args(self.flags(node)).args(flags).stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(File::create(&log).expect("a log"));
-        let child = command.spawn().expect("nsenter and setpriv");
-        Proxy { child, namespace, log }
+        let namespace = self.cluster.namespace(node).expect("a node");
+        let usual = self.flags(node);
+        let usual = usual.iter().map(String::as_str);
+        let words: Vec<_> = [PROGRAM].into_iter().chain(usual).chain(flags.iter().copied()).collect();
+        Proxy(Daemon::start(namespace, &words, self.folder.path(), ADMIN_PORT))
     }
 
     /// Runs the program on a node to its end: whether it succeeded, its output, its log.
@@ -235,71 +228,35 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 }
 
 /// The program on a node. Dropping it kills it; what it put into the kernel stays.
-pub(crate) struct Proxy {
-    child: Child,
-    namespace: Namespace,
-    log: PathBuf,
+pub(crate) struct Proxy(Daemon);
+
+impl Deref for Proxy {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.0
+    }
+}
+
+impl DerefMut for Proxy {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        &mut self.0
+    }
 }
 
 impl Proxy {
-    /// The node's namespace.
-    pub(crate) fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
-    /// What it has logged.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits until something holds; fails with `what` and the log when it never does.
+    /// Waits until something holds; fails with `what` and all there is to see when it never does.
     pub(crate) fn until(&self, what: &str, holds: impl FnMut() -> bool) {
         self.until_within(PATIENCE, what, holds);
     }
 
     /// As [`until`](Self::until), with a bound of its own.
-    pub(crate) fn until_within(&self, patience: Duration, what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + patience;
-        while !holds() {
-            assert!(Instant::now() < deadline, "not within {patience:?}: {what}\n{}", self.shown());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    pub(crate) fn until_within(&self, patience: Duration, what: &str, holds: impl FnMut() -> bool) {
+        daemon::until(patience, what, || self.shown(), holds);
     }
 
     pub(crate) fn wait_ready(&self) {
         self.until("ready", || self.is_ready());
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        self.get("/readyz").is_some_and(|(status, _)| status == 200)
-    }
-
-    /// Status and body of a page of the admin port; `None` while nobody listens.
-    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        let ask = || -> std::io::Result<String> {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = self.namespace.run(ask).expect("the node's namespace").ok()?;
-        let status = answer.split_whitespace().nth(1)?.parse().ok()?;
-        let body = answer.split_once("\r\n\r\n")?.1.to_owned();
-        Some((status, body))
-    }
-
-    /// The sum of a metric over its labels that contain `label`.
-    pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
-        let (_, page) = self.get("/metrics").expect("metrics");
-        let values = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let own = series.split('{').next() == Some(name) && series.contains(label);
-            own.then(|| value.parse::<f64>().ok())?
-        });
-        values.sum::<f64>() as u64
     }
 
     /// Objects changed in the kernel so far, as the program counts them.
@@ -307,15 +264,9 @@ impl Proxy {
         self.metric("svc_proxy_ipvs_kernel_ops_total", "")
     }
 
-    pub(crate) fn state(&self) -> Value {
-        let (status, body) = self.get("/state").expect("state");
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).expect("JSON")
-    }
-
     /// What a program of the node prints; fails if it fails.
     pub(crate) fn output(&self, words: &[&str]) -> String {
-        self.namespace.output(words[0], &words[1..], "").expect("it succeeds")
+        self.namespace().output(words[0], &words[1..], "").expect("it succeeds")
     }
 
     /// The virtual services: `ipvsadm -Sn`.
@@ -325,58 +276,29 @@ impl Proxy {
 
     /// The table, without the counters' values and its owner; empty when there is none.
     pub(crate) fn table(&self) -> String {
-        table(&self.namespace)
+        table(self.namespace())
     }
 
     /// The routes of virtual addresses.
     pub(crate) fn routes(&self) -> String {
-        routes(&self.namespace)
+        routes(self.namespace())
     }
 
     /// What is in the kernel, and the log.
     pub(crate) fn shown(&self) -> String {
-        let ipvs = self.namespace.output("ipvsadm", &["-Sn"], "").unwrap_or_default();
-        format!(
-            "--- ipvsadm\n{ipvs}--- ip\n{}--- nft\n{}--- log\n{}",
-            self.routes(),
-            self.table(),
-            self.log()
-        )
+        format!("{}--- log\n{}", self.in_kernel(), self.log())
     }
 
-    /// Waits for its end.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("a child") {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(15));
-        }
-    }
-
-    /// SIGKILL.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().expect("killed");
-        self.child.wait().expect("ended");
-    }
-
-    /// SIGTERM, and waits for the end.
-    pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
-        kill(pid, Signal::SIGTERM).expect("signalled");
-        self.wait()
+    fn in_kernel(&self) -> String {
+        let ipvs = self.namespace().output("ipvsadm", &["-Sn"], "").unwrap_or_default();
+        format!("--- ipvsadm\n{ipvs}--- ip\n{}--- nft\n{}", self.routes(), self.table())
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // It may have ended before.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("{}", self.shown());
+            eprintln!("{}", self.in_kernel());
         }
     }
 }

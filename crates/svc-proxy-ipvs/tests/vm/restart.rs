@@ -20,7 +20,7 @@ fn no_connection_fails_while_the_program_is_killed_and_started_again() {
         ..HammerSpec::tcp("p3", ip(WEB[0]), 80)
     };
     let hammer = lab.cluster.hammer(&spec, Expect::Connected).unwrap();
-    let ends: [fn(&mut Proxy); 2] = [Proxy::kill, |proxy| assert!(proxy.terminate().success())];
+    let ends: [fn(&mut Proxy); 2] = [|proxy| proxy.kill(), |proxy| assert!(proxy.terminate().success())];
     for end in ends {
         assert!(hammer.wait_for(20, PATIENCE));
         end(&mut n1);
