@@ -152,6 +152,9 @@ pub fn ensure_bridge(socket: &mut Socket, conf: &NetConf) -> Result<Link, CniErr
     if link.kind != LinkKind::Bridge {
         return Err(failed(format!("\"{name}\" already exists but is not a bridge")));
     }
+    if (conf.vlan.is_some() || !conf.trunk.is_empty()) && link.vlan_filtering == Some(false) {
+        filter_vlans(socket, &link).map_err(failed)?;
+    }
     if made {
         // Whether it can be set or not: without IPv6 there is no such thing.
         let _ = ensure_sysctl(&owned::ACCEPT_RA.replace("BRIDGE", name.as_str()), "0");
@@ -162,6 +165,25 @@ pub fn ensure_bridge(socket: &mut Socket, conf: &NetConf) -> Result<Link, CniErr
         commit(socket, &[Command::SetLink(link.index, change)]).map_err(|refused| failed(refused.words))?;
     }
     Ok(link)
+}
+
+/// Has a bridge that was made without VLANs tell them apart: otherwise the kernel takes the VLANs of a port, and every
+/// other port has its frames all the same. Its pods notice nothing: their ports are in VLAN 1, as the bridge itself.
+/// What else is a port may carry tags that would be dropped from then on; that is not for us to decide.
+fn filter_vlans(socket: &mut Socket, bridge: &Link) -> Result<(), String> {
+    let name = &bridge.name;
+    let all = socket.observe_links().map_err(|error| error.to_string())?;
+    let is_pods =
+        |port: &&Link| port.kind == LinkKind::Veth && port.name.as_str().starts_with(owned::LINK_PREFIX);
+    if let Some(port) = all.iter().find(|port| port.master == Some(bridge.index) && !is_pods(port)) {
+        return Err(format!(
+            "\"{name}\" does not tell VLANs apart, and {} may need that it does not; if not: ip link set {name} type \
+             bridge vlan_filtering 1",
+            port.name
+        ));
+    }
+    commit(socket, &[Command::FilterVlans(bridge.index, true)])
+        .map_err(|refused| format!("\"{name}\" does not tell VLANs apart: {}", refused.words))
 }
 
 fn random_mac() -> io::Result<MacAddress> {

@@ -16,6 +16,8 @@ pub enum Command {
     /// Changes a device as a port of its bridge. `EOPNOTSUPP` if it is none, `ENODEV` if there is none with the
     /// number.
     SetPort(LinkIndex, PortChange),
+    /// Has a bridge tell VLANs apart, or not any more. `EOPNOTSUPP` if it is none, or the kernel cannot.
+    FilterVlans(LinkIndex, bool),
     /// Adds VLANs to a port. `EOPNOTSUPP` if the kernel cannot tell VLANs apart.
     AddVlans(PortVlans),
     /// Removes VLANs from a port. `ENOENT` if it has none of them.
@@ -59,6 +61,9 @@ impl fmt::Display for Command {
                     }
                 }
                 Ok(())
+            }
+            Self::FilterVlans(link, on) => {
+                write!(f, "set bridge {link} vlan_filtering {}", if *on { "on" } else { "off" })
             }
             Self::AddVlans(PortVlans { port, first, last, .. }) => {
                 write!(f, "add vlan {first}-{last} to {port}")

@@ -100,6 +100,8 @@ pub struct Link {
     pub master: Option<LinkIndex>,
     /// How it is a port of its master, if that is a bridge.
     pub port: Option<Port>,
+    /// Whether it tells VLANs apart, if it is a bridge. KERNEL: false too where the kernel cannot.
+    pub vlan_filtering: Option<bool>,
     /// The device on the other side of a veth, or below a VLAN or tunnel. In which namespace the number counts is
     /// told by [`Link::peer_namespace`].
     pub peer: Option<LinkIndex>,

@@ -75,7 +75,11 @@ impl Model {
             Command::AddLink(link) => self.add_link(link),
             Command::SetLink(index, change) => self.set_link(*index, change),
             Command::SetPort(index, change) => self.set_port(*index, *change),
-            // LIMIT: no port here tells VLANs apart, as a kernel without CONFIG_BRIDGE_VLAN_FILTERING.
+            // LIMIT: nothing here tells VLANs apart, as a kernel without CONFIG_BRIDGE_VLAN_FILTERING.
+            Command::FilterVlans(bridge, on) => {
+                let is_bridge = self.link(*bridge)?.kind == LinkKind::Bridge;
+                if is_bridge && !on { Ok(()) } else { Err(libc::EOPNOTSUPP) }
+            }
             Command::AddVlans(vlans) | Command::DeleteVlans(vlans) => {
                 self.port(vlans.port).and(Err(libc::EOPNOTSUPP))
             }
@@ -110,6 +114,7 @@ impl Model {
         Link {
             index: LinkIndex(self.last_index),
             name,
+            vlan_filtering: (kind == LinkKind::Bridge).then_some(false),
             kind,
             mtu: ETHERNET_MTU,
             mac: Some(MacAddress([0x02, 0, 0, 0, a, b])),

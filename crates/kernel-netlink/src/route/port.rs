@@ -5,7 +5,7 @@ use nix::libc;
 use super::link::*;
 use super::uapi::*;
 use super::wire::{ifinfomsg, message};
-use crate::attribute::{Attribute, Message, Value};
+use crate::attribute::{Attribute, Message, Value, find, u8_of};
 
 /// KERNEL: what a master knows of its ports is changed by `RTM_NEWLINK` only.
 pub(super) fn set_port(index: LinkIndex, change: PortChange) -> Message {
@@ -20,6 +20,23 @@ pub(super) fn set_port(index: LinkIndex, change: PortChange) -> Message {
     ];
     let info = Attribute::new(IFLA_LINKINFO, Value::Nested(info));
     message(RTM_NEWLINK, ifinfomsg(index, 0, 0), vec![info])
+}
+
+pub(super) fn filter_vlans(bridge: LinkIndex, on: bool) -> Message {
+    let data = vec![Attribute::new(IFLA_BR_VLAN_FILTERING, Value::U8(on.into()))];
+    let info = vec![
+        Attribute::new(IFLA_INFO_KIND, Value::Text("bridge".to_owned())),
+        Attribute::new(IFLA_INFO_DATA, Value::Nested(data)),
+    ];
+    let info = Attribute::new(IFLA_LINKINFO, Value::Nested(info));
+    message(RTM_NEWLINK, ifinfomsg(bridge, 0, 0), vec![info])
+}
+
+/// Whether the bridge that `IFLA_LINKINFO` tells of filters VLANs.
+pub(super) fn read_filtering(info: &[u8]) -> Option<bool> {
+    find(info, IFLA_INFO_KIND).filter(|kind| kind.starts_with(b"bridge\0"))?;
+    let data = find(info, IFLA_INFO_DATA)?;
+    find(data, IFLA_BR_VLAN_FILTERING).and_then(u8_of).map(|on| on != 0)
 }
 
 /// `struct bridge_vlan_info`, once for one VLAN, twice for a range.

@@ -29,6 +29,7 @@ pub(super) fn command(command: &Command) -> (Message, u16) {
         Command::AddLink(link) => (new_link(link), new),
         Command::SetLink(index, change) => (set_link(*index, change), 0),
         Command::SetPort(index, change) => (port::set_port(*index, *change), 0),
+        Command::FilterVlans(index, on) => (port::filter_vlans(*index, *on), 0),
         Command::AddVlans(vlans) => (port::port_vlans(RTM_SETLINK, *vlans), 0),
         Command::DeleteVlans(vlans) => (port::port_vlans(RTM_DELLINK, *vlans), 0),
         Command::AddForwarding(entry) => (port::forwarding(*entry), new),
@@ -382,6 +383,7 @@ pub(super) fn read_link(body: &[u8]) -> Result<Option<Link>, &'static str> {
         carrier: flags & IFF_LOWER_UP != 0,
         master: number(IFLA_MASTER).filter(|index| *index != 0).map(LinkIndex),
         port: read_port(info),
+        vlan_filtering: port::read_filtering(info),
         peer: number(IFLA_LINK).filter(|index| *index != 0).map(LinkIndex),
         peer_namespace: find(bytes, IFLA_LINK_NETNSID)
             .and_then(|value| value.first_chunk().copied().map(i32::from_ne_bytes)),

@@ -22,6 +22,7 @@ macro_rules! route_contract {
             a_veth_has_two_ends_that_go_together
             a_port_belongs_to_its_bridge_until_it_is_taken_out
             a_port_is_changed_one_property_at_a_time
+            a_bridge_tells_vlans_apart_when_it_is_told_to_if_it_can
             links_that_are_there_or_not_are_refused
             an_address_is_added_once_and_read_back
             an_address_brings_its_routes_and_takes_them_along
@@ -251,6 +252,28 @@ pub(crate) fn a_port_is_changed_one_property_at_a_time(world: &mut dyn World) {
     assert_eq!(port(&mut *rtnetlink), None);
     rtnetlink.commit(&[Command::SetLink(index, set(Some(bridge)))]).unwrap();
     assert_eq!(port(&mut *rtnetlink), Some(Port::default()));
+}
+
+pub(crate) fn a_bridge_tells_vlans_apart_when_it_is_told_to_if_it_can(world: &mut dyn World) {
+    let mut rtnetlink = world.open();
+    let veth = NewLink::new(name("a"), NewLinkKind::Veth(Peer::new(name("b"))));
+    rtnetlink.commit(&[Command::AddLink(new_bridge("br")), Command::AddLink(veth)]).unwrap();
+    let bridge = link(&mut *rtnetlink, "br");
+    assert_eq!(bridge.vlan_filtering, Some(false));
+    rtnetlink.commit(&[Command::FilterVlans(bridge.index, false)]).unwrap();
+    let on = Command::FilterVlans(bridge.index, true);
+    match errnos(&mut *rtnetlink, std::slice::from_ref(&on)).as_slice() {
+        [] => assert_eq!(link(&mut *rtnetlink, "br").vlan_filtering, Some(true)),
+        // A kernel that cannot.
+        errnos => {
+            assert_eq!(errnos, [libc::EOPNOTSUPP]);
+            assert_eq!(link(&mut *rtnetlink, "br").vlan_filtering, Some(false));
+        }
+    }
+    let end = link(&mut *rtnetlink, "a");
+    assert_eq!(end.vlan_filtering, None);
+    let commands = [Command::FilterVlans(end.index, true), Command::FilterVlans(LinkIndex(4711), true)];
+    assert_eq!(errnos(&mut *rtnetlink, &commands), [libc::EOPNOTSUPP, libc::ENODEV]);
 }
 
 pub(crate) fn links_that_are_there_or_not_are_refused(world: &mut dyn World) {
