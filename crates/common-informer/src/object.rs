@@ -4,6 +4,7 @@
 //! few label keys share them. `managedFields`, annotations that nobody reads and status are dropped before
 //! an object reaches the cache.
 
+mod by_key;
 mod endpoint;
 mod node;
 mod service;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+pub use by_key::{ByKey, Keyed};
 pub use endpoint::{AddressType, Endpoint, EndpointPort, EndpointSlice, Endpoints, Hints, Site};
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use service::{

@@ -6,16 +6,14 @@
 //! whoever has it as a cluster IP or node port; then the oldest; then the first by name. So nobody can take an
 //! address from a Service that has it.
 
-use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::policy::Traffic;
-use crate::object::{FullService, ObjectKey, Protocol};
+use crate::object::{ByKey, FullService, ObjectKey, Protocol};
 
 /// What packets are sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,16 +41,12 @@ pub enum Origin {
 /// those that want the same.
 #[derive(Clone, Debug, Default)]
 pub struct Services {
-    services: HashSet<ByKey>,
+    services: HashSet<ByKey<Arc<FullService>>>,
     /// Whose a frontend is.
     owners: HashMap<Frontend, Arc<FullService>>,
     /// Those that want it too, in the order in which they would have it; few do.
     others: HashMap<Frontend, Vec<Arc<FullService>>>,
 }
-
-/// A Service that is found by its key, which is not stored a second time.
-#[derive(Clone, Debug)]
-struct ByKey(Arc<FullService>);
 
 impl Services {
     /// No Services.
@@ -192,25 +186,5 @@ impl Origin {
             Self::ClusterIp => Traffic::Internal,
             Self::NodePort | Self::ExternalIp | Self::LoadBalancer => Traffic::External,
         }
-    }
-}
-
-impl Borrow<ObjectKey> for ByKey {
-    fn borrow(&self) -> &ObjectKey {
-        &self.0.key
-    }
-}
-
-impl PartialEq for ByKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.key == other.0.key
-    }
-}
-
-impl Eq for ByKey {}
-
-impl Hash for ByKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.key.hash(state);
     }
 }

@@ -1,19 +1,18 @@
 //! The slices that there are, by Service.
 
-use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashSet};
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use crate::object::{Change, EndpointSlice, Kind, Object, ObjectKey};
+use crate::object::{ByKey, Change, EndpointSlice, Kind, Object, ObjectKey};
 
 /// The EndpointSlices of a cluster. A change costs as much as its Service has slices.
 #[derive(Clone, Debug, Default)]
 pub struct Slices {
-    slices: HashSet<ByKey>,
+    slices: HashSet<ByKey<Arc<EndpointSlice>>>,
     /// Those of a Service together. Their Service is in each of them, so it is not stored once more.
     services: HashTable<OfService>,
     hasher: RandomState,
@@ -21,10 +20,6 @@ pub struct Slices {
 
 /// Never empty. Most Services have one slice, or one of each family.
 type OfService = SmallVec<[Arc<EndpointSlice>; 1]>;
-
-/// A slice that is found by its key, which is not stored a second time.
-#[derive(Clone, Debug)]
-struct ByKey(Arc<EndpointSlice>);
 
 impl Slices {
     /// No slices.
@@ -71,7 +66,7 @@ impl Slices {
     /// Replaces a slice in the index by Service.
     fn replace(
         &mut self,
-        earlier: Option<ByKey>,
+        earlier: Option<ByKey<Arc<EndpointSlice>>>,
         slice: Option<&Arc<EndpointSlice>>,
         touched: &mut BTreeSet<ObjectKey>,
     ) {
@@ -127,24 +122,4 @@ fn is_of(slices: &OfService, service: &ObjectKey) -> bool {
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     let name = slice.service.clone()?;
     Some(ObjectKey { namespace: slice.key.namespace.clone(), name })
-}
-
-impl Borrow<ObjectKey> for ByKey {
-    fn borrow(&self) -> &ObjectKey {
-        &self.0.key
-    }
-}
-
-impl PartialEq for ByKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.key == other.0.key
-    }
-}
-
-impl Eq for ByKey {}
-
-impl Hash for ByKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.key.hash(state);
-    }
 }
