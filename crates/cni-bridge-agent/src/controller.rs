@@ -446,10 +446,7 @@ impl<K: Rtnetlink, S: NodeStatus> Controller for Agent<K, S> {
             metrics.bridge_nf_call.with_label_values(&[family]).set(value);
         }
         common.objects.with_label_values(&["Node"]).set(i64::from(facts.is_some()));
-        common.excluded_objects.reset();
-        for (kind, reason) in self.problems.reasons() {
-            common.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
-        }
+        common.show_excluded(self.problems.reasons());
     }
 
     fn state(&self) -> impl Serialize {

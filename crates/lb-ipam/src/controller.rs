@@ -436,10 +436,7 @@ impl<A: ServiceStatus> Controller for Allocator<A> {
         for kind in [Kind::Service, Kind::Namespace] {
             common.objects.with_label_values(&[kind.to_string().as_str()]).set(gauge(self.world.count(kind)));
         }
-        common.excluded_objects.reset();
-        for (kind, reason) in self.problems.reasons() {
-            common.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
-        }
+        common.show_excluded(self.problems.reasons());
     }
 
     fn state(&self) -> impl Serialize {

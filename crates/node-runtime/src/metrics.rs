@@ -51,8 +51,7 @@ pub struct CommonMetrics {
     kernel_ops: IntCounterVec,
     /// Size of the caches; label `kind`. Set by the controller, best in `measure`.
     pub objects: IntGaugeVec,
-    /// Objects, or parts of them, that are not acted upon; labels `kind`, `reason`. Set by the controller.
-    pub excluded_objects: IntGaugeVec,
+    excluded_objects: IntGaugeVec,
 }
 
 impl Registry {
@@ -163,6 +162,14 @@ impl CommonMetrics {
         registry.register(Box::new(kernel_ops.clone()))?;
         registry.register(Box::new(objects.clone()))?;
         registry.register(Box::new(excluded_objects.clone()))
+    }
+
+    /// Shows which objects are not acted upon: the kind of each with each reason.
+    pub fn show_excluded(&self, objects: impl IntoIterator<Item = (String, &'static str)>) {
+        self.excluded_objects.reset();
+        for (kind, reason) in objects {
+            self.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
+        }
     }
 
     /// The account of one sync.

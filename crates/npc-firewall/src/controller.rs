@@ -384,10 +384,7 @@ impl<N: Nftables> Controller for Firewall<N> {
         for kind in [Kind::Pod, Kind::Namespace, Kind::NetworkPolicy, Kind::Service] {
             common.objects.with_label_values(&[kind.to_string().as_str()]).set(gauge(self.world.count(kind)));
         }
-        common.excluded_objects.reset();
-        for (kind, reason) in self.problems.reasons() {
-            common.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
-        }
+        common.show_excluded(self.problems.reasons());
     }
 
     fn state(&self) -> impl Serialize {

@@ -440,10 +440,7 @@ impl<V: Ipvs, R: Rtnetlink, N: Nftables> Controller for Proxy<V, R, N> {
         metrics.addresses.set(gauge(self.vips.count()));
         common.objects.with_label_values(&["Service"]).set(gauge(self.world.services().len()));
         common.objects.with_label_values(&["EndpointSlice"]).set(gauge(self.world.slice_count()));
-        common.excluded_objects.reset();
-        for (kind, reason) in self.problems.reasons() {
-            common.excluded_objects.with_label_values(&[kind.as_str(), reason]).inc();
-        }
+        common.show_excluded(self.problems.reasons());
     }
 
     fn state(&self) -> impl Serialize {
