@@ -188,66 +188,34 @@ impl<'a> Machine<'a> {
 
     fn expression(&mut self, expression: &Expr) -> Step {
         match expression {
-            Expr::Meta { key, dreg } => {
-                let value = self.meta(*key);
+            Expr::Meta { dreg, .. }
+            | Expr::Payload { dreg, .. }
+            | Expr::Ct { dreg, .. }
+            | Expr::CtTuple { dreg, .. }
+            | Expr::Bitwise { dreg, .. }
+            | Expr::Map { dreg, .. }
+            | Expr::Immediate { dreg, .. }
+            | Expr::FibType { dreg, .. } => {
+                let Some(value) = self.value(expression) else { return Step::NoMatch };
                 self.store(dreg.0, &value);
             }
             Expr::MetaSet { key, sreg } => match key {
                 MetaKey::Mark => self.outcome.mark = self.load_u32(sreg.0),
                 other => panic!("meta {other:?} can't be set"),
             },
-            Expr::Payload { base, offset, len, dreg } => {
-                let header = match base {
-                    PayloadBase::Network => &self.network,
-                    PayloadBase::Transport => &self.packet.transport,
-                };
-                let bytes = header.get(*offset as usize..(*offset + *len) as usize).map(<[u8]>::to_vec);
-                let Some(bytes) = bytes else { return Step::NoMatch };
-                self.store(dreg.0, &bytes);
-            }
-            Expr::Ct { key, dreg } => {
-                let Some(value) = self.ct(*key) else { return Step::NoMatch };
-                self.store(dreg.0, &value);
-            }
             Expr::CtSet { key, sreg } => match key {
                 // KERNEL: nft_ct_set_eval does nothing on a packet without a connection.
                 CtKey::Mark if self.has_connection() => self.outcome.ct_mark = self.load_u32(sreg.0),
                 CtKey::Mark => {}
                 other => panic!("ct {other:?} can't be set"),
             },
-            Expr::Cmp { op, sreg, data } => {
-                // KERNEL: nft_cmp_eval compares as memcmp does, the register with the constant.
-                let order = self.load(sreg.0, data.len()).cmp(data.as_slice());
-                return matches_if(match op {
-                    CmpOp::Eq => order.is_eq(),
-                    CmpOp::Neq => order.is_ne(),
-                    CmpOp::Lt => order.is_lt(),
-                    CmpOp::Lte => order.is_le(),
-                    CmpOp::Gt => order.is_gt(),
-                    CmpOp::Gte => order.is_ge(),
-                });
-            }
+            Expr::Cmp { op, sreg, data } => return matches_if(self.compares(*op, sreg.0, data)),
             Expr::Range { negate, sreg, from, to } => {
                 let value = self.load(sreg.0, from.len());
                 return matches_if((from.as_slice() <= value && value <= to.as_slice()) != *negate);
             }
-            Expr::Bitwise { sreg, dreg, mask, xor } => {
-                assert_eq!(mask.len(), xor.len(), "mask and xor of one length");
-                let value = self.load(sreg.0, mask.len()).iter();
-                let result: Vec<_> =
-                    value.zip(mask).zip(xor).map(|((v, mask), xor)| (v & mask) ^ xor).collect();
-                self.store(dreg.0, &result);
-            }
             Expr::Lookup { set, sreg, verdict_map, negate } => {
                 return self.lookup(set, sreg.0, *verdict_map, *negate);
-            }
-            Expr::CtTuple { key, direction, dreg } => {
-                let Some(value) = self.original(*key, *direction) else { return Step::NoMatch };
-                self.store(dreg.0, &value);
-            }
-            Expr::Map { set, sreg, dreg } => {
-                let Some(data) = self.data(set, sreg.0) else { return Step::NoMatch };
-                self.store(dreg.0, data.as_bytes());
             }
             Expr::Nat { kind, version, address, port, .. } => {
                 self.translate(*kind, *version, *address, *port);
@@ -260,7 +228,6 @@ impl<'a> Machine<'a> {
                 self.network = self.packet.network_header();
                 return Step::Verdict(Verdict::Accept);
             }
-            Expr::Immediate { dreg, data } => self.store(dreg.0, data),
             Expr::Verdict(verdict) => return Step::Verdict(verdict.clone()),
             Expr::CounterRef(name) => {
                 assert!(self.ruleset.counters.contains_key(name), "no counter {name}");
@@ -270,17 +237,54 @@ impl<'a> Machine<'a> {
             Expr::LimitPerMinute { .. } => return matches_if(!self.packet.over_limit),
             Expr::Log { prefix, group } => self.outcome.logs.push((prefix.clone(), *group)),
             Expr::Reject(kind) => return Step::Rejected(*kind),
-            Expr::FibType { side, dreg } => {
+            other => panic!("an expression that we never write: {other:?}"),
+        }
+        Step::Next
+    }
+
+    /// What an expression puts into its register; `None` if the packet has nothing of the kind.
+    fn value(&self, expression: &Expr) -> Option<Vec<u8>> {
+        match expression {
+            Expr::Meta { key, .. } => Some(self.meta(*key)),
+            Expr::Payload { base, offset, len, .. } => {
+                let header = match base {
+                    PayloadBase::Network => &self.network,
+                    PayloadBase::Transport => &self.packet.transport,
+                };
+                header.get(*offset as usize..(*offset + *len) as usize).map(<[u8]>::to_vec)
+            }
+            Expr::Ct { key, .. } => self.ct(*key),
+            Expr::CtTuple { key, direction, .. } => self.original(*key, *direction),
+            Expr::Bitwise { sreg, mask, xor, .. } => {
+                assert_eq!(mask.len(), xor.len(), "mask and xor of one length");
+                let value = self.load(sreg.0, mask.len()).iter();
+                Some(value.zip(mask).zip(xor).map(|((v, mask), xor)| (v & mask) ^ xor).collect())
+            }
+            Expr::Map { set, sreg, .. } => self.data(set, sreg.0).map(|data| data.as_bytes().to_vec()),
+            Expr::Immediate { data, .. } => Some(data.to_vec()),
+            Expr::FibType { side, .. } => {
                 let local = match side {
                     Side::Source => self.packet.source_is_local,
                     Side::Destination => self.packet.destination_is_local,
                 };
                 // KERNEL: RTN_LOCAL is 2, RTN_UNICAST 1 (include/uapi/linux/rtnetlink.h).
-                self.store(dreg.0, &(if local { 2u32 } else { 1u32 }).to_ne_bytes());
+                Some((if local { 2u32 } else { 1u32 }).to_ne_bytes().to_vec())
             }
-            other => panic!("an expression that we never write: {other:?}"),
+            other => panic!("{other:?} puts nothing into a register"),
         }
-        Step::Next
+    }
+
+    /// KERNEL: nft_cmp_eval compares as memcmp does, the register with the constant.
+    fn compares(&self, op: CmpOp, register: u8, data: &[u8]) -> bool {
+        let order = self.load(register, data.len()).cmp(data);
+        match op {
+            CmpOp::Eq => order.is_eq(),
+            CmpOp::Neq => order.is_ne(),
+            CmpOp::Lt => order.is_lt(),
+            CmpOp::Lte => order.is_le(),
+            CmpOp::Gt => order.is_gt(),
+            CmpOp::Gte => order.is_ge(),
+        }
     }
 
     fn meta(&self, key: MetaKey) -> Vec<u8> {
