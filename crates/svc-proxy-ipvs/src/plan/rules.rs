@@ -348,33 +348,11 @@ fn established() -> Rule {
 
 /// The chains that do not depend on Services.
 fn chains(config: &PlanConfig) -> Vec<(&'static str, Chain)> {
-    let destination = |family: Family, stem: &str| {
-        Rule::new().address_in(Side::Destination, version(family), &of(stem, family))
-    };
-    let gate = |family| Rule::new().fields_verdict(version(family), &DESTINATION, &of("gate", family));
     let families = || config.families.iter().copied();
     let inside = |family: Family, rule: Rule| {
         rule.dnat_from(version(family), &DESTINATION, &of("inside", family), true)
     };
-    let mut input = vec![established()];
-    input.extend(families().map(gate));
-    if config.guard_addresses {
-        input.extend(families().map(|family| destination(family, "vip").goto(&"guard".into())));
-    }
-    let mut output = vec![established()];
-    output.extend(families().map(gate));
-    let mut forward = vec![established()];
-    if !config.cluster_ranges.is_empty() {
-        for family in families() {
-            output.push(destination(family, "vip").accept());
-            if !config.excluded.is_empty() {
-                output.push(destination(family, "excluded").accept());
-                forward.push(destination(family, "excluded").accept());
-            }
-            output.push(destination(family, "cluster").goto(&"discard".into()));
-            forward.push(destination(family, "cluster").goto(&"discard".into()));
-        }
-    }
+    let [input, output, forward] = filters(config);
     let from_pods = |family| Rule::new().address_in(Side::Source, version(family), &of("pods", family));
     let plain = |rules| Chain { base: None, comment: None, rules };
     vec![
@@ -421,6 +399,35 @@ fn chains(config: &PlanConfig) -> Vec<(&'static str, Chain)> {
         ),
         ("postrouting", base(ChainType::Nat, Hook::Postrouting, owned::SRCNAT_PRIORITY, postrouting(config))),
     ]
+}
+
+/// What is let through of packets that come in, go out, and pass through.
+fn filters(config: &PlanConfig) -> [Vec<Rule>; 3] {
+    let destination = |family: Family, stem: &str| {
+        Rule::new().address_in(Side::Destination, version(family), &of(stem, family))
+    };
+    let gate = |family| Rule::new().fields_verdict(version(family), &DESTINATION, &of("gate", family));
+    let families = || config.families.iter().copied();
+    let mut input = vec![established()];
+    input.extend(families().map(gate));
+    if config.guard_addresses {
+        input.extend(families().map(|family| destination(family, "vip").goto(&"guard".into())));
+    }
+    let mut output = vec![established()];
+    output.extend(families().map(gate));
+    let mut forward = vec![established()];
+    if !config.cluster_ranges.is_empty() {
+        for family in families() {
+            output.push(destination(family, "vip").accept());
+            if !config.excluded.is_empty() {
+                output.push(destination(family, "excluded").accept());
+                forward.push(destination(family, "excluded").accept());
+            }
+            output.push(destination(family, "cluster").goto(&"discard".into()));
+            forward.push(destination(family, "cluster").goto(&"discard".into()));
+        }
+    }
+    [input, output, forward]
 }
 
 fn postrouting(config: &PlanConfig) -> Vec<Rule> {
