@@ -21,7 +21,7 @@ use crate::ipam::{IpamConf, Owner, Store, allocate, resolv};
 use crate::portmap::HostPort;
 use crate::spec::{Call, CniError, Dns, Interface, IpConfig, Outcome, Route, Version};
 use crate::steps::{Step, nothing};
-use crate::{detach, link, masquerade, owned, pod, portmap, table};
+use crate::{detach, gateway, link, masquerade, owned, pod, portmap, table};
 
 /// What an ADD works on, and what it has made so far.
 pub struct Attachment {
@@ -228,10 +228,10 @@ fn be_gateway(work: &mut Attachment) -> Result<(), CniError> {
                 .map_err(|_| CniError::other(format!("the gateway {gateway} is of another family")))?,
         );
     }
-    link::ensure_gateways(&mut work.socket, &work.conf, &at, &gateways)?;
+    gateway::ensure(&mut work.socket, &work.conf, work.ipam.as_ref(), &at, &gateways)?;
     for is_v4 in [true, false] {
         if work.outcome.ips.iter().any(|ip| ip.address.addr().is_ipv4() == is_v4) {
-            link::enable_forwarding(is_v4)?;
+            gateway::enable_forwarding(is_v4)?;
         }
     }
     Ok(())

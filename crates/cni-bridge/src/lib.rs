@@ -24,6 +24,7 @@ pub mod check;
 pub mod conf;
 pub mod detach;
 pub mod exec;
+pub mod gateway;
 pub mod gc;
 pub mod ipam;
 pub mod link;

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -156,8 +155,12 @@ pub fn ensure_bridge(socket: &mut Socket, conf: &NetConf) -> Result<Link, CniErr
         filter_vlans(socket, &link).map_err(failed)?;
     }
     if made {
-        // Whether it can be set or not: without IPv6 there is no such thing.
-        let _ = ensure_sysctl(&owned::ACCEPT_RA.replace("BRIDGE", name.as_str()), "0");
+        // Whether they can be set or not: without IPv6 there is no such thing. ORDER: before it is up. KERNEL: as long
+        // as its link-local address is looked for elsewhere, 1 to 2 seconds, it asks for no neighbour on behalf of
+        // others (`ndisc_send_ns()`): the first pod could not be reached.
+        for sysctl in owned::BRIDGE_SYSCTLS {
+            try_sysctl(&sysctl.replace("BRIDGE", name.as_str()), "0");
+        }
     }
     let promiscuous = (conf.promiscuous && !link.promiscuous).then_some(true);
     if !link.up || promiscuous.is_some() {
@@ -350,81 +353,6 @@ pub fn ensure_vlan_gateway(
     Ok(link)
 }
 
-/// Gives a bridge the addresses of gateways.
-///
-/// # Errors
-/// When it has another address that is in the way; in the words of the reference.
-pub fn ensure_gateways(
-    socket: &mut Socket,
-    conf: &NetConf,
-    link: &Link,
-    gateways: &[IpNet],
-) -> Result<(), CniError> {
-    if gateways.is_empty() {
-        return Ok(());
-    }
-    let all = socket.observe_addresses().map_err(|error| bridge_address(&error.to_string()))?;
-    let mut own: Vec<Address> = all
-        .into_iter()
-        .filter(|address| address.link == link.index && !is_link_local(address.address.addr()))
-        .collect();
-    for gateway in gateways {
-        ensure_gateway(socket, conf, link, &own, *gateway)?;
-        own.push(Address::new(link.index, *gateway));
-    }
-    Ok(())
-}
-
-fn bridge_address(words: &str) -> CniError {
-    CniError::other(format!("failed to set bridge addr: {words}"))
-}
-
-/// As [`ensure_gateways`], on a link that has `own`.
-fn ensure_gateway(
-    socket: &mut Socket,
-    conf: &NetConf,
-    link: &Link,
-    own: &[Address],
-    gateway: IpNet,
-) -> Result<(), CniError> {
-    let name = &link.name;
-    let failed = |words: String| bridge_address(&words);
-    let is_v4 = gateway.addr().is_ipv4();
-    let own = own.iter().filter(|address| address.address.addr().is_ipv4() == is_v4);
-    let mut commands = Vec::new();
-    for address in own {
-        if address.address == gateway {
-            return Ok(());
-        }
-        // Of IPv6 it may have several, of networks that have nothing in common.
-        let apart = !address.address.contains(&gateway.addr()) && !gateway.contains(&address.address.addr());
-        if !is_v4 && apart {
-            continue;
-        }
-        if !conf.force_address {
-            return Err(failed(format!("\"{name}\" already has an IP address different from {gateway}")));
-        }
-        commands.push(Command::DeleteAddress(*address));
-    }
-    commands.push(Command::AddAddress(new_address(link.index, gateway, conf)));
-    // So that it does not become that of one of its ports.
-    if let Some(mac) = link.mac.filter(|_| link.kind == LinkKind::Bridge) {
-        commands.push(Command::SetLink(link.index, LinkChange { mac: Some(mac), ..LinkChange::default() }));
-    }
-    match commit(socket, &commands) {
-        // Another call was faster.
-        Err(refused) if refused.errno != libc::EEXIST && refused.errno != libc::EADDRNOTAVAIL => {
-            Err(failed(format!("could not add IP address to \"{name}\": {}", refused.words)))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// fe80::/10, which every device has.
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
-}
-
 /// An address as containers and gateways have it.
 pub fn new_address(link: LinkIndex, address: IpNet, conf: &NetConf) -> Address {
     let mut new = Address::new(link, address);
@@ -436,49 +364,6 @@ pub fn new_address(link: LinkIndex, address: IpNet, conf: &NetConf) -> Address {
         IpNet::V6(_) => new.flags = new.flags.union(AddressFlags::NO_DAD),
     }
     new
-}
-
-/// Lets the node forward packets of a version.
-///
-/// # Errors
-/// When it does not, and cannot be told to.
-pub fn enable_forwarding(is_v4: bool) -> Result<(), CniError> {
-    let name = if is_v4 { owned::SYSCTLS[0] } else { owned::SYSCTLS[1] };
-    if has_sysctl(name, "1") {
-        return Ok(());
-    }
-    if !is_v4 {
-        keep_router_advertisements();
-    }
-    ensure_sysctl(name, "1").map_err(|error| CniError::other(format!("failed to enable forwarding: {error}")))
-}
-
-fn has_sysctl(name: &str, value: &str) -> bool {
-    let found = Name::of(name.split('/')).map(|name| Sysctls::default().read(&name));
-    matches!(found, Some(Ok(Some(found))) if found.trim() == value)
-}
-
-/// KERNEL: a machine that forwards IPv6 ignores router advertisements unless `accept_ra` is 2
-/// (Documentation/networking/ip-sysctl.rst); one whose default route comes by them would lose it.
-fn keep_router_advertisements() {
-    let sysctls = Sysctls::default();
-    let is =
-        |name: &Name, value: &str| matches!(sysctls.read(name), Ok(Some(found)) if found.trim() == value);
-    if !Name::of(owned::SYSCTLS[1].split('/')).is_some_and(|forwarding| is(&forwarding, "0")) {
-        return;
-    }
-    let devices = Name::of(["net", "ipv6", "conf"]).map(|folder| sysctls.list(&folder).unwrap_or_default());
-    // On the ports of bridges there is nobody to be heeded.
-    let others = |device: &String| {
-        !["all", "default"].contains(&device.as_str()) && !device.starts_with(owned::LINK_PREFIX)
-    };
-    for device in devices.unwrap_or_default().into_iter().filter(others) {
-        let Some(name) = Name::of(["net", "ipv6", "conf", &device, "accept_ra"]) else { continue };
-        if is(&name, "1") {
-            // Best effort: most nodes have no routes from there.
-            let _ = sysctls.ensure(&name, "2");
-        }
-    }
 }
 
 /// Waits until the host's end forwards packets, and gives it as it is then.

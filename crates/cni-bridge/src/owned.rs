@@ -27,5 +27,6 @@ pub const ALIAS_PREFIX: &str = "cni-bridge";
 pub const SYSCTLS: [&str; 3] =
     ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/BRIDGE/route_localnet"];
 
-/// Sysctl of the bridge that is set to 0: who announces routes on it is a container.
-pub const ACCEPT_RA: &str = "net/ipv6/conf/BRIDGE/accept_ra";
+/// Sysctls of a bridge that was made here that are set to 0: who announces routes on it is a container, and nobody
+/// else has its link-local address, which is of its random Ethernet address.
+pub const BRIDGE_SYSCTLS: [&str; 2] = ["net/ipv6/conf/BRIDGE/accept_ra", "net/ipv6/conf/BRIDGE/accept_dad"];

@@ -17,8 +17,8 @@ fn docs_kernel_ownership_says_what_owned_rs_says() {
         format!("base chain priority at prerouting: {}", owned::LOOPBACK_PRIORITY),
         format!("devices: {}", owned::LINK_PREFIX),
         format!("alias of its devices: {}", owned::ALIAS_PREFIX),
-        format!("sysctl set to 0: {}", owned::ACCEPT_RA),
     ];
+    owned.extend(owned::BRIDGE_SYSCTLS.map(|name| format!("sysctl set to 0: {name}")));
     owned.extend(owned::SYSCTLS.map(|name| format!("sysctl set to 1: {name}")));
     owned.sort();
     assert_eq!(house::owned(env!("CARGO_MANIFEST_DIR"), "cni-bridge").unwrap(), owned);

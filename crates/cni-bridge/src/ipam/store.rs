@@ -7,6 +7,7 @@
 //!                     last_reserved_ip.0        where the search of set 0 went on last
 //!   dataDir/.cni-bridge/<network>/<digest>      addresses of a container's interface; only for speed
 //!                                 boot          the boot in which the reservations were made
+//!                                 gateways      what bridges were given in that boot: "bridge address", a line each
 //! ```
 //!
 //! A reservation is written whole to another name and then linked to its own, which fails if somebody has it: a call
@@ -28,11 +29,14 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+use kernel_netlink::route::LinkName;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 const INDEX: &str = ".cni-bridge";
 const BOOT: &str = "boot";
+const GATEWAYS: &str = "gateways";
 const LAST: &str = "last_reserved_ip.";
 const LOCK: &str = "lock";
 /// KERNEL: another value after each boot.
@@ -286,7 +290,7 @@ impl Store {
     /// # Errors
     /// When they cannot be read or removed.
     pub fn release_others(&self, keep: impl Fn(&Owner) -> bool) -> Result<BTreeSet<IpAddr>, StoreError> {
-        let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::from([BOOT.to_owned()]));
+        let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::from([BOOT, GATEWAYS].map(str::to_owned)));
         for ip in self.reserved()? {
             // One without an owner was half written by somebody who is not there any more: we have the lock.
             match self.owner(ip)?.filter(&keep) {
@@ -307,6 +311,34 @@ impl Store {
             }
         }
         Ok(gone)
+    }
+
+    /// Notes that a bridge is given the address of a gateway.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_gateway(&self, bridge: &LinkName, gateway: IpNet) -> Result<(), StoreError> {
+        if self.has_noted_gateway(bridge, gateway)? {
+            return Ok(());
+        }
+        let path = self.index.join(GATEWAYS);
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(format!("{bridge} {gateway}\n").as_bytes()))
+            .map_err(failed("writing", &path))
+    }
+
+    /// Whether [`Store::note_gateway`] was told of it in this boot.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn has_noted_gateway(&self, bridge: &LinkName, gateway: IpNet) -> Result<bool, StoreError> {
+        let path = self.index.join(GATEWAYS);
+        let line = format!("{bridge} {gateway}");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.lines().any(|noted| noted == line)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed("reading", &path)(error)),
+        }
     }
 
     /// Where the search of a set went on last.
@@ -468,12 +500,16 @@ mod tests {
         fs::write(folder.path().join("net/10.1.2.4"), "").unwrap();
         // Killed before the reservation.
         store.add_to_index(&Owner::new("c", "eth0"), &set(&[5])).unwrap();
+        let (bridge, gateway) = (LinkName::new("br").unwrap(), "10.1.2.1/24".parse().unwrap());
+        store.note_gateway(&bridge, gateway).unwrap();
         assert_eq!(store.release_others(|owner| *owner == a).unwrap(), set(&[3, 4]));
+        assert!(store.has_noted_gateway(&bridge, gateway).unwrap());
+        assert!(!store.has_noted_gateway(&bridge, "10.1.2.1/25".parse().unwrap()).unwrap());
         assert_eq!(store.reserved().unwrap(), set(&[2]));
         assert_eq!(store.addresses(&a).unwrap(), set(&[2]));
         let index: Vec<_> =
             fs::read_dir(&store.index).unwrap().flatten().map(|entry| entry.file_name()).collect();
-        assert_eq!(index.len(), 2, "{index:?}");
+        assert_eq!(index.len(), 3, "{index:?}");
     }
 
     #[test]

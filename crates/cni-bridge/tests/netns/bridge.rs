@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use test_netns::Namespace;
 
 use crate::lab::{Lab, links};
+use crate::packets::{TIMEOUT, ask, serve};
 
 fn ip_json(namespace: &Namespace, arguments: &[&str]) -> Value {
     let arguments = [&["-json", "-details"], arguments].concat();
@@ -61,6 +62,14 @@ fn a_node_that_begins_to_forward_keeps_its_default_route_by_advertisements() {
 }
 
 #[test]
+fn a_new_bridge_asks_for_neighbours_from_the_first_moment() {
+    let lab = Lab::new();
+    let _pod = lab.pod("a", &lab.conf(json!({})));
+    let shown = lab.node.output("ip", &["-6", "addr", "show", "br0", "scope", "link"], "").unwrap();
+    assert!(shown.contains("fe80::") && !shown.contains("tentative"), "{shown}");
+}
+
+#[test]
 fn the_bridge_keeps_its_address_when_ports_come_and_go() {
     let lab = Lab::new();
     let conf = lab.conf(json!({"isDefaultGateway": false, "ipam": {}}));
@@ -80,6 +89,46 @@ fn a_link_of_another_kind_is_no_bridge() {
     let words = "failed to create bridge \"br0\": \"br0\" already exists but is not a bridge";
     assert_eq!(refusal, (999, words.to_owned()));
     assert_eq!((lab.reserved().len(), links(&pod).len()), (0, 0));
+}
+
+#[test]
+fn the_gateway_of_a_cidr_of_before_makes_way_when_no_pod_has_an_address_of_it() {
+    let lab = Lab::new();
+    let before = lab.conf(json!({}));
+    let mut now = before.clone();
+    now["ipam"]["ranges"][0][0]["subnet"] = json!("10.7.7.0/24");
+    let gateways = || {
+        let shown = ip_json(&lab.node, &["-4", "addr", "show", "br0"]);
+        let addresses = shown[0]["addr_info"].as_array().unwrap().clone();
+        addresses.iter().map(|address| address["local"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let refused = |why: &str, id: &str| {
+        let pod = Namespace::new(id).unwrap();
+        let words = "failed to set bridge addr: \"br0\" already has an IP address different from 10.7.7.1/24";
+        assert_eq!(lab.add(id, &pod, &now).refusal(), (999, words.to_owned()), "{why}");
+        assert_eq!(gateways(), ["10.1.2.1"], "{why}");
+    };
+    let (a, _) = lab.pod("a", &before);
+    let (b, _) = lab.pod("b", &before);
+    lab.del("a", &a, &before).success();
+    refused("b has an address of it", "early");
+    // Its reservation is lost, its link is not told to be whose: it may be anybody's.
+    lab.del("b", &b, &before).success();
+    lab.node.ip("link add stranger type veth peer name far\nlink set stranger master br0").unwrap();
+    refused("a port of somebody else", "late");
+    lab.node.ip("link del stranger").unwrap();
+    let (c, result) = lab.pod("c", &now);
+    assert_eq!(result["ips"][0]["gateway"], "10.7.7.1");
+    assert_eq!(gateways(), ["10.7.7.1"]);
+    serve(&lab.node, "0.0.0.0:80");
+    let answer = ask(&c, "10.7.7.1:80", TIMEOUT).unwrap();
+    assert_eq!(result["ips"][0]["address"], format!("{answer}/24"));
+    // What somebody else has given to the bridge stays, also when no pod is left.
+    lab.del("c", &c, &now).success();
+    lab.node.ip("addr del 10.7.7.1/24 dev br0\naddr add 10.1.2.9/24 dev br0").unwrap();
+    let words = "failed to set bridge addr: \"br0\" already has an IP address different from 10.7.7.1/24";
+    assert_eq!(lab.add("c", &c, &now).refusal(), (999, words.to_owned()));
+    assert_eq!(gateways(), ["10.1.2.9"]);
 }
 
 #[test]

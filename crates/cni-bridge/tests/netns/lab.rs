@@ -77,7 +77,7 @@ impl Lab {
     pub(crate) fn index(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.data().join(".cni-bridge/net")) else { return Vec::new() };
         let names = entries.flatten().map(|entry| entry.file_name().into_string().unwrap());
-        names.filter(|name| name != "boot").collect()
+        names.filter(|name| !["boot", "gateways"].contains(&name.as_str())).collect()
     }
 
     /// What nft lists.
