@@ -104,7 +104,9 @@ fn without_net_admin_it_says_what_is_missing_and_plan_needs_nothing() {
     lab.write();
     // Others do not help.
     for capabilities in ["", ",+net_raw,+sys_admin"] {
-        for (command, flags) in [("run", &["--once"][..]), ("diff", &[]), ("cleanup", &[])] {
+        for (command, flags) in
+            [("run", &["--once"][..]), ("diff", &[]), ("cleanup", &[]), ("cleanup", &["--kube-router"])]
+        {
             let mut firewall = spawn(&lab, capabilities, command, flags);
             let status = firewall.wait();
             assert!(!status.success(), "{command}: {}", firewall.log());
