@@ -63,7 +63,7 @@ impl Settled {
         let mut shown = namespace
             .output("ip", &["-batch", "-"], &first)
             .with_context(|| format!("lines were:\n{first}"))?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !self.is_shown(&shown) {
             ensure!(Instant::now() < deadline, "{} does not settle:\n{shown}", namespace.label());
             std::thread::sleep(Duration::from_millis(2));

@@ -81,7 +81,7 @@ pub struct Cluster {
     /// Pods in the order in which they were asked for: the order of a matrix.
     order: Vec<String>,
     next_link: u32,
-    servers: Servers,
+    pub(crate) servers: Servers,
     // Held, not read: the switch between the nodes.
     _core: Namespace,
 }

@@ -71,7 +71,7 @@ pub struct HammerSpec {
 }
 
 impl HammerSpec {
-    /// One thread of TCP, attempts of at most 200 ms, a million attempts, one minute.
+    /// One thread of TCP, attempts of at most 200 ms, a million attempts, ten minutes.
     #[must_use]
     pub fn tcp(from: impl Into<String>, to: IpAddr, port: u16) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl HammerSpec {
             threads: 1,
             patience: Duration::from_millis(200),
             most_attempts: 1_000_000,
-            most_time: Duration::from_secs(60),
+            most_time: Duration::from_secs(600),
         }
     }
 }

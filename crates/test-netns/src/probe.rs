@@ -2,6 +2,9 @@
 //!
 //! One thread visits the namespaces, opens every socket there, and then waits for all of them together: a
 //! thousand probes that time out take as long as one.
+//!
+//! Time passes for a probe only while that thread has its turns, and silence counts only once the servers have had
+//! theirs: a busy machine makes probes slow, not wrong.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -14,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::conn::Conn;
 use crate::namespace::{Namespace, on_own_thread};
 use crate::outcome::{Family, Outcome, Protocol};
+use crate::server::Servers;
 
 /// How long a probe waits for an answer unless told otherwise. Below TCP's first SYN retransmission (1 s),
 /// which is why TCP probes open a second connection when the first stays silent.
@@ -24,6 +28,9 @@ const RETRY_AT: [f64; 2] = [0.25, 0.55];
 const ABORT_GRACE: Duration = Duration::from_millis(60);
 /// Sockets in flight at once, at most. Each probe may have three.
 const WAVE: usize = 2_500;
+/// Between two looks at what is due, in milliseconds; and how much of the time between two looks counts.
+const LOOK: u8 = 10;
+const TURN: Duration = Duration::from_millis(2 * LOOK as u64);
 const SOCKETS_PER_PROBE: usize = 4;
 /// How many times as slow as usual the machine is: an emulated one sets it. Every wait of a probe is so much
 /// longer, and fewer probes go at once.
@@ -49,7 +56,6 @@ struct Attempt<'a> {
     source: Option<IpAddr>,
     target: SocketAddr,
     conns: Vec<Conn>,
-    started: Instant,
     retries: usize,
 }
 
@@ -82,8 +88,8 @@ impl Cluster {
             let (namespace, source) = self.origin(&probe.from, Family::of(probe.to))?;
             let target = SocketAddr::new(probe.to, probe.port);
             let protocol = probe.protocol;
-            let (conns, started) = (Vec::new(), Instant::now());
-            attempts.push(Attempt { index, namespace, protocol, source, target, conns, started, retries: 0 });
+            let conns = Vec::new();
+            attempts.push(Attempt { index, namespace, protocol, source, target, conns, retries: 0 });
         }
         let slowness = slowness()?;
         // Neighbours in the list share a visit.
@@ -92,7 +98,7 @@ impl Cluster {
         on_own_thread(|| -> Result<()> {
             let patience = Patience { timeout: timeout * slowness, grace: ABORT_GRACE * slowness };
             for wave in attempts.chunks_mut(WAVE / slowness as usize) {
-                run(wave, &mut outcomes, patience)?;
+                run(wave, &mut outcomes, patience, &self.servers)?;
             }
             Ok(())
         })?;
@@ -123,7 +129,12 @@ fn slowness() -> Result<u32> {
     number.with_context(|| format!("{SLOWNESS} is a whole number from 1 to 20, not {text:?}"))
 }
 
-fn run(wave: &mut [Attempt<'_>], outcomes: &mut [Outcome], patience: Patience) -> Result<()> {
+fn run(
+    wave: &mut [Attempt<'_>],
+    outcomes: &mut [Outcome],
+    patience: Patience,
+    servers: &Servers,
+) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
     let mut open: Vec<usize> = Vec::with_capacity(wave.len());
     let mut inside: Option<&Namespace> = None;
@@ -132,28 +143,25 @@ fn run(wave: &mut [Attempt<'_>], outcomes: &mut [Outcome], patience: Patience) -
             attempt.namespace.enter()?;
             inside = Some(attempt.namespace);
         }
-        attempt.started = Instant::now();
         match attempt.open(&epoll, slot)? {
             Some(outcome) => outcomes[attempt.index] = outcome,
             None => open.push(slot),
         }
     }
-    let mut events = [EpollEvent::empty(); 512];
+    let (mut age, mut looked) = (Duration::ZERO, Instant::now());
     while !open.is_empty() {
-        let ready = epoll.wait(&mut events, EpollTimeout::from(10u8)).unwrap_or(0);
-        for event in &events[..ready] {
-            let token = event.data() as usize;
-            let attempt = &mut wave[token / SOCKETS_PER_PROBE];
-            let Some(conn) = attempt.conns.get_mut(token % SOCKETS_PER_PROBE) else { continue };
-            if let Some(outcome) = conn.outcome() {
-                outcomes[attempt.index] = outcome;
-                attempt.conns.clear();
-            }
+        take_answers(&epoll, LOOK, wave, outcomes);
+        let now = Instant::now();
+        age += now.duration_since(looked).min(TURN);
+        looked = now;
+        if open.iter().any(|slot| wave[*slot].is_due(age, patience)) {
+            servers.settle();
+            take_answers(&epoll, 0, wave, outcomes);
         }
         let mut error = None;
         open.retain(|slot| {
             let attempt = &mut wave[*slot];
-            match attempt.tick(&epoll, *slot, patience) {
+            match attempt.tick(&epoll, *slot, age, patience) {
                 Ok(Some(outcome)) => {
                     outcomes[attempt.index] = outcome;
                     attempt.conns.clear();
@@ -170,7 +178,35 @@ fn run(wave: &mut [Attempt<'_>], outcomes: &mut [Outcome], patience: Patience) -
     Ok(())
 }
 
+/// Takes what has been answered, after waiting for it for so many milliseconds.
+fn take_answers(epoll: &Epoll, wait: u8, wave: &mut [Attempt<'_>], outcomes: &mut [Outcome]) {
+    let mut events = [EpollEvent::empty(); 512];
+    let mut wait = EpollTimeout::from(wait);
+    loop {
+        let ready = epoll.wait(&mut events, wait).unwrap_or(0);
+        for event in &events[..ready] {
+            let token = event.data() as usize;
+            let attempt = &mut wave[token / SOCKETS_PER_PROBE];
+            let Some(conn) = attempt.conns.get_mut(token % SOCKETS_PER_PROBE) else { continue };
+            if let Some(outcome) = conn.outcome() {
+                outcomes[attempt.index] = outcome;
+                attempt.conns.clear();
+            }
+        }
+        if ready < events.len() {
+            return;
+        }
+        wait = EpollTimeout::ZERO;
+    }
+}
+
 impl Attempt<'_> {
+    /// Whether its time is over, or what it was told counts for lack of anything better.
+    fn is_due(&self, age: Duration, patience: Patience) -> bool {
+        let is_told = || age >= patience.grace && self.conns.iter().any(|conn| conn.fallback().is_some());
+        !self.conns.is_empty() && (age >= patience.timeout || is_told())
+    }
+
     /// Opens a (further) socket; the thread must be inside. `Some`: the outcome is known already.
     fn open(&mut self, epoll: &Epoll, slot: usize) -> Result<Option<Outcome>> {
         let conn = match Conn::open(self.protocol, self.source, self.target) {
@@ -185,13 +221,18 @@ impl Attempt<'_> {
     }
 
     /// What is to be done as time goes by.
-    fn tick(&mut self, epoll: &Epoll, slot: usize, patience: Patience) -> Result<Option<Outcome>> {
+    fn tick(
+        &mut self,
+        epoll: &Epoll,
+        slot: usize,
+        age: Duration,
+        patience: Patience,
+    ) -> Result<Option<Outcome>> {
         if self.conns.is_empty() {
             return Ok(None);
         }
-        let age = self.started.elapsed();
-        let fallback = self.conns.iter().find_map(Conn::fallback);
-        if age >= patience.timeout || (fallback.is_some() && age >= patience.grace) {
+        if self.is_due(age, patience) {
+            let fallback = self.conns.iter().find_map(Conn::fallback);
             return Ok(Some(fallback.unwrap_or(Outcome::TimedOut)));
         }
         if RETRY_AT.get(self.retries).is_none_or(|at| age < patience.timeout.mul_f64(*at)) {

