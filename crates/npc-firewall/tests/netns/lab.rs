@@ -18,9 +18,10 @@ use test_netns::{Attachment, Cluster, ClusterSpec, Daemon, Family, Namespace, Ou
 
 use crate::objects::Objects;
 
-/// How long an exchange on an established connection may take.
-pub(crate) const EXCHANGE: Duration = Duration::from_millis(700);
-/// How long a try may take; nothing that is refused takes that long.
+/// After so long without an answer an established connection is taken for cut. Refusals come at once, but not all:
+/// the kernel limits how often it sends ICMP errors.
+pub(crate) const EXCHANGE: Duration = Duration::from_secs(3);
+/// How long a try may take that is to be refused; what is to come about may take its time.
 const PROBE: Duration = Duration::from_millis(1500);
 pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
 pub(crate) const ALL_PORTS: [(Protocol, u16); 7] = [
@@ -191,13 +192,19 @@ impl Lab {
             protocol: t.protocol,
             port: t.port,
         };
-        let probes: Vec<_> = tries.iter().map(probe).collect();
-        let outcomes = self.cluster.probe_all(&probes, PROBE).expect("probed");
+        // A packet to the own address never leaves the pod.
+        let connects = |t: &Try| t.from == t.to || allowed(t);
+        let (open, closed): (Vec<_>, Vec<_>) = tries.into_iter().partition(connects);
+        let outcomes = |tries: &[Try], patience| {
+            let probes: Vec<_> = tries.iter().map(probe).collect();
+            self.cluster.probe_all(&probes, patience).expect("probed")
+        };
+        let outcomes = [outcomes(&open, PATIENCE), outcomes(&closed, PROBE)].concat();
+        let tries = [open, closed].concat();
         let wrong: Vec<_> = tries
             .iter()
             .zip(&outcomes)
-            // A packet to the own address never leaves the pod.
-            .filter(|(t, outcome)| outcome.is_connected() != (t.from == t.to || allowed(t)))
+            .filter(|(t, outcome)| outcome.is_connected() != connects(t))
             .map(|(t, outcome)| {
                 format!("  {} -> {} {} {} {:?}: {outcome}", t.from, t.to, t.protocol, t.port, t.family)
             })
@@ -271,6 +278,17 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 /// Waits until something holds; fails with `what` when it never does.
 pub(crate) fn until(what: &str, holds: impl FnMut() -> bool) {
     daemon::until(PATIENCE, what, String::new, holds);
+}
+
+/// Waits until nothing is put off any more, as a change of the generation is; operations in the kernel by then.
+pub(crate) fn settled(firewall: &Firewall) -> u64 {
+    let mut ops = firewall.kernel_ops();
+    until("nothing changes any more", || {
+        std::thread::sleep(2 * npc_firewall::plan::generation::INTERVAL);
+        let before = std::mem::replace(&mut ops, firewall.kernel_ops());
+        before == ops
+    });
+    ops
 }
 
 /// The program on a node. Dropping it kills it; its table stays.

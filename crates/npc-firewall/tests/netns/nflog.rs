@@ -3,7 +3,7 @@
 //! KERNEL: include/uapi/linux/netfilter/nfnetlink_log.h
 
 use std::collections::VecDeque;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use nix::libc;
@@ -59,8 +59,12 @@ impl Nflog {
         self.socket.set_read_timeout(Some(patience)).expect("set");
         while self.waiting.is_empty() {
             let mut buffer = vec![0; 1 << 16];
-            let length = self.socket.read(&mut buffer).ok()?;
-            self.waiting.extend(messages(&buffer[..length]));
+            match self.socket.read(&mut buffer) {
+                Ok(length) => self.waiting.extend(messages(&buffer[..length])),
+                // KERNEL: signal(7): so it ends when the process has been stopped, also without a handler.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
         }
         self.waiting.pop_front()
     }

@@ -5,7 +5,9 @@ use std::net::TcpListener;
 
 use test_netns::{Attachment, Flow, Protocol};
 
-use crate::lab::{ALL_PORTS, EXCHANGE, FAR, Firewall, Lab, PATIENCE, nft, table, tables_can_be_owned, until};
+use crate::lab::{
+    ALL_PORTS, EXCHANGE, FAR, Firewall, Lab, PATIENCE, nft, settled, table, tables_can_be_owned, until,
+};
 
 const FROM_Y: &str = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]}";
 const FROM_Z: &str = "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: z}}}]}]}";
@@ -65,11 +67,7 @@ fn rules_and_connections_outlive_the_program_and_are_adopted_without_a_change() 
             let (lab, mut firewall) = lab(flags);
             let mut flows = flows(&lab, "y/a");
             // A change of the generation that is put off is made before the end.
-            until("one generation", || {
-                let before = firewall.kernel_ops();
-                std::thread::sleep(npc_firewall::plan::generation::INTERVAL);
-                firewall.kernel_ops() == before
-            });
+            settled(&firewall);
             stop(&mut firewall);
             let left = table(firewall.namespace());
             from_y_only(&lab, &case);
