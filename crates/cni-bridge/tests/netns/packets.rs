@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -11,7 +11,14 @@ use test_netns::{Namespace, sctp};
 
 use crate::lab::Lab;
 
+/// For what is to arrive. Short of what a client takes to ask anew for a neighbour that it knows wrongly.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
+/// For what is said on a connection, however busy who says it is.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How often a datagram is sent that is to be answered, and one that is not; each waits for so long.
+const TRIES: u32 = 60;
+const TRIES_IN_VAIN: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(500);
 /// For what is not to arrive.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
 
@@ -41,7 +48,7 @@ pub(crate) fn ask(namespace: &Namespace, server: &str, patience: Duration) -> Op
     namespace
         .run(|| {
             let mut stream = TcpStream::connect_timeout(&server, patience).ok()?;
-            stream.set_read_timeout(Some(patience)).unwrap();
+            stream.set_read_timeout(Some(ANSWER)).unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
             Some(text)
@@ -55,9 +62,9 @@ fn ask_udp(namespace: &Namespace, server: &str) -> Option<String> {
         .run(|| {
             let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let socket = UdpSocket::bind(any).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.set_read_timeout(Some(PAUSE)).unwrap();
             let mut buffer = [0; 64];
-            (0..4).find_map(|_| {
+            (0..TRIES).find_map(|_| {
                 socket.send_to(b"?", server).ok()?;
                 let length = socket.recv(&mut buffer).ok()?;
                 Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -98,12 +105,12 @@ fn serve_sctp(namespace: &Namespace, any: IpAddr, port: u16) {
 }
 
 /// The address that the server sees; `None` if there is no answer.
-fn ask_sctp(namespace: &Namespace, server: &str, own_port: u16) -> Option<String> {
+fn ask_sctp(namespace: &Namespace, server: &str, own_port: u16, tries: u32) -> Option<String> {
     let server: SocketAddr = server.parse().unwrap();
     let any = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = raw_sctp(namespace, any);
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    (0..4).find_map(|_| {
+    socket.set_read_timeout(Some(PAUSE)).unwrap();
+    (0..tries).find_map(|_| {
         socket.send_to(&sctp::init(own_port, server.port(), 7), SocketAddr::new(server.ip(), 0)).ok()?;
         let (packet, from) = receive_sctp(&socket)?;
         match packet.chunk {
@@ -116,6 +123,17 @@ fn ask_sctp(namespace: &Namespace, server: &str, own_port: u16) -> Option<String
             _ => None,
         }
     })
+}
+
+/// KERNEL: also without duplicate address detection an IPv6 address becomes local in a work item, and only once its
+/// link has a carrier (net/ipv6/addrconf.c, `addrconf_dad_work`; net/core/link_watch.c).
+fn wait_until_local(namespace: &Namespace, address: &str) {
+    let end = Instant::now() + ANSWER;
+    let route = || namespace.output("ip", &["route", "get", address], "").unwrap_or_default();
+    while !route().starts_with("local ") {
+        assert!(Instant::now() < end, "{address} is not local: {}", route());
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A host that has no way back to pods: it answers the node only.
@@ -132,6 +150,8 @@ fn outside(lab: &Lab) -> Namespace {
     outside
         .ip("addr add 192.0.2.9/24 dev eth0\naddr add 2001:db8::9/64 dev eth0 nodad\nlink set eth0 up")
         .unwrap();
+    wait_until_local(&lab.node, "2001:db8::1");
+    wait_until_local(&outside, "2001:db8::9");
     outside
 }
 
@@ -250,7 +270,7 @@ fn ports_of_the_node_lead_to_the_container() {
         (&b, "192.0.2.1:8036", "10.1.2.1"),
         (&b, "[2001:db8::1]:8036", "fd00:1::1"),
     ] {
-        let seen = ask_sctp(who, server, 40_036);
+        let seen = ask_sctp(who, server, 40_036, TRIES);
         assert_eq!(seen.as_deref(), Some(client), "SCTP {server} from {}", who.label());
     }
     let taken = Namespace::new("c").unwrap();
@@ -259,7 +279,7 @@ fn ports_of_the_node_lead_to_the_container() {
     lab.del("a", &a, &conf).success();
     assert_eq!(ask(&outside, "192.0.2.1:8080", PATIENCE), None);
     // Another port of its own, as the kernel remembers the association of the first.
-    assert_eq!(ask_sctp(&outside, "192.0.2.1:8036", 40_037), None);
+    assert_eq!(ask_sctp(&outside, "192.0.2.1:8036", 40_037, TRIES_IN_VAIN), None);
     // Free again.
     lab.add("c", &taken, &conf).success();
 }
