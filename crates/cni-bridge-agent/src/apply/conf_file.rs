@@ -40,6 +40,11 @@ fn place(path: &Path) -> PathBuf {
 /// # Errors
 /// [`FileError`]
 pub fn read(path: &Path) -> Result<Found, FileError> {
+    read_when_settled(path, || std::thread::sleep(SETTLE))
+}
+
+/// Reads it, and calls `wait` before it looks again.
+fn read_when_settled(path: &Path, mut wait: impl FnMut()) -> Result<Found, FileError> {
     let mut before = None;
     for _ in 0..LOOKS {
         let Some(text) = text(path)? else { return Ok(Found::Nothing) };
@@ -49,7 +54,7 @@ pub fn read(path: &Path) -> Result<Found, FileError> {
             Ok(None) if before.as_ref() == Some(&text) => return Ok(Found::Nothing),
             Ok(None) => before = Some(text),
         }
-        std::thread::sleep(SETTLE);
+        wait();
     }
     Err(failed("reading", path)(io::Error::other("it is being written all the time")))
 }
@@ -91,12 +96,16 @@ pub fn names(path: &Path) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn found(path: &Path) -> String {
-        match read(path).unwrap() {
+    fn word(found: Result<Found, FileError>) -> String {
+        match found.unwrap() {
             Found::Nothing => "nothing".to_owned(),
             Found::Conf(conf) => serde_json::to_string(&conf).unwrap(),
             Found::Unusable(unusable) => unusable.word().to_owned(),
         }
+    }
+
+    fn found(path: &Path) -> String {
+        word(read(path))
     }
 
     #[test]
@@ -106,12 +115,16 @@ mod tests {
         assert_eq!(found(&path), "nothing");
         fs::write(&path, r#"{"a": 1"#).unwrap();
         assert_eq!(found(&path), "nothing");
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| found(&path));
-            std::thread::sleep(SETTLE / 3);
-            fs::write(&path, r#"{"a": 1}"#).unwrap();
-            assert_eq!(reader.join().unwrap(), r#"{"a":1}"#);
-        });
+        let mut parts = [r#"{"a": 1, "b""#, r#"{"a": 1, "b": 2}"#].into_iter();
+        let write_on = || fs::write(&path, parts.next().unwrap()).unwrap();
+        assert_eq!(word(read_when_settled(&path, write_on)), r#"{"a":1,"b":2}"#);
+        let mut length = 0;
+        let write_without_end = || {
+            length += 1;
+            fs::write(&path, format!("[{}", " ".repeat(length))).unwrap();
+        };
+        let error = read_when_settled(&path, write_without_end).unwrap_err().to_string();
+        assert!(error.contains("reading"), "{error}");
         fs::write(&path, "{]").unwrap();
         assert_eq!(found(&path), "not_json");
     }

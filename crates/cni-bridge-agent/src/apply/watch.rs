@@ -75,11 +75,8 @@ impl Watched {
     /// [`io::Error`]; from then on only audits notice changes.
     pub fn run(mut self, changed: impl Fn()) -> io::Result<()> {
         loop {
-            let mut matters = self.watch_folders();
             // Before the wait: what came while nobody waited is there.
-            matters |= self.files_changed()?;
-            matters |= self.links_changed()?;
-            if matters {
+            if self.has_changed()? {
                 changed();
                 std::thread::sleep(PAUSE);
                 continue;
@@ -95,6 +92,17 @@ impl Watched {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// Whether anything has changed since it was last asked. Does not wait.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn has_changed(&mut self) -> io::Result<bool> {
+        let folders = self.watch_folders();
+        let files = self.files_changed()?;
+        let links = self.links_changed()?;
+        Ok(folders || files || links)
     }
 
     /// Watches folders that are not watched. True if there is one that was not there.
@@ -204,21 +212,21 @@ mod tests {
         let (told, heard) = mpsc::channel();
         std::thread::spawn(move || watched.run(|| told.send(()).unwrap()));
         let next = |limit| heard.recv_timeout(Duration::from_millis(limit)).is_ok();
-        assert!(next(10_000), "the folder that is there");
+        assert!(next(60_000), "the folder that is there");
         fs::write(one.join(format!("{DRAFT_PREFIX}x.00")), "draft").unwrap();
         assert!(!next(600));
         fs::write(one.join("10-x.conflist"), "{}").unwrap();
-        assert!(next(10_000));
+        assert!(next(60_000));
         while next(600) {}
         fs::remove_file(one.join("10-x.conflist")).unwrap();
-        assert!(next(10_000));
+        assert!(next(60_000));
         // One that comes late is looked for.
         fs::create_dir(&other).unwrap();
-        assert!(next(u64::from(AGAIN) + 10_000));
+        assert!(next(u64::from(AGAIN) + 60_000));
         fs::remove_dir(&other).unwrap();
-        assert!(next(10_000));
+        assert!(next(60_000));
         while next(600) {}
         fs::create_dir(&other).unwrap();
-        assert!(next(u64::from(AGAIN) + 10_000));
+        assert!(next(u64::from(AGAIN) + 60_000));
     }
 }

@@ -6,12 +6,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use test_netns::Namespace;
 
-use crate::process::{Process, eventually};
+use crate::process::{LIMIT, Process, eventually};
 
 struct Lab {
     node: Namespace,
@@ -99,7 +98,7 @@ fn ask(from: &Namespace, to: &Namespace, address: &str) -> String {
     });
     let text = from
         .run(|| {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+            let mut stream = TcpStream::connect_timeout(&address, LIMIT).unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();
             text
