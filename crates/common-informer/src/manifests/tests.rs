@@ -14,6 +14,9 @@ use crate::informer::{Informer, Source};
 use crate::intern::Interner;
 use crate::object::{Change, Object, ObjectRef};
 
+/// Bound of every wait: far above what anything takes, since the machine may be busy. Below [`AUDIT`], which would find
+/// what a notification has missed.
+const LIMIT: Duration = Duration::from_secs(25);
 const KINDS: [Kind; 2] = [Kind::Pod, Kind::NetworkPolicy];
 
 fn pod(name: &str, node: &str) -> String {
@@ -36,7 +39,7 @@ impl Consumer {
 
     /// Takes one batch; whether the informer is in sync.
     async fn batch(&mut self) -> bool {
-        let batch = timeout(Duration::from_secs(10), self.informer.next()).await.expect("a batch").unwrap();
+        let batch = timeout(LIMIT, self.informer.next()).await.expect("a batch").unwrap();
         for change in batch.changes {
             let name = change.object_ref().to_string();
             match change {
@@ -65,7 +68,7 @@ impl Consumer {
             .collect();
         while self.objects != expected {
             let before = self.objects.clone();
-            if timeout(Duration::from_secs(5), self.batch()).await.is_err() {
+            if timeout(LIMIT, self.batch()).await.is_err() {
                 panic!("expected {expected:?}, have {before:?}, {:?}", self.informer.status().snapshot());
             }
         }
@@ -233,7 +236,7 @@ async fn missing_directory_is_an_error_at_start_and_an_outage_later() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(5), gone).await.expect("the outage is in the status");
+    timeout(LIMIT, gone).await.expect("the outage is in the status");
     assert!(
         timeout(Duration::from_millis(400), consumer.informer.next()).await.is_err(),
         "nothing is deleted"
@@ -249,7 +252,7 @@ async fn empty_directory_is_in_sync() {
     let directory = TempDir::new().unwrap();
     let mut informer =
         Informer::start(&Source::Manifests(directory.path().to_owned()), &KINDS).await.unwrap();
-    informer.status().wait_synced(Duration::from_secs(5)).await.unwrap();
+    informer.status().wait_synced(LIMIT).await.unwrap();
     let batch = informer.next().await.unwrap();
     assert!(batch.synced && batch.changes.is_empty());
 }

@@ -24,7 +24,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 type Body = BoxBody<Bytes, io::Error>;
@@ -36,8 +36,10 @@ pub(crate) enum Fault {
     Status(u16),
     /// The connection is closed without an answer.
     Close,
-    /// The answer comes so much later.
-    Slow(Duration),
+    /// None, so that the next one waits for the next request.
+    Nothing,
+    /// The answer comes when this is told.
+    Held(Arc<Notify>),
     /// A list: a body that ends in the middle. A watch: half an event, then the connection breaks.
     Truncate,
     /// A watch: a line that is no JSON, with an event lost in it.
@@ -263,10 +265,10 @@ impl Handler {
             let position = store.faults.iter().position(|(of, what, _)| *of == plural && *what == verb);
             position.and_then(|position| store.faults.remove(position)).map(|(_, _, fault)| fault)
         };
-        match fault {
-            Some(Fault::Status(code)) => return Ok(refusal(code)),
+        match &fault {
+            Some(Fault::Status(code)) => return Ok(refusal(*code)),
             Some(Fault::Close) => return Err(io::Error::other("closed")),
-            Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
+            Some(Fault::Held(release)) => release.notified().await,
             _ => {}
         }
         match verb {
