@@ -9,6 +9,7 @@ export CONFORMANCE_DIR
 # Debian packages, by what needs them.
 TEST_PACKAGES := iproute2 nftables iptables ipset conntrack strace util-linux xz-utils
 VM_PACKAGES := qemu-system-x86 python3
+CLUSTER_PACKAGES := golang-go rsync jq dpkg-dev openssl
 BENCH_PACKAGES := iproute2 nftables ipset iptables
 CNI_BENCH_PACKAGES := iproute2 iptables containernetworking-plugins time
 
@@ -83,8 +84,19 @@ fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the t
 	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test -p kernel-nft -p kernel-netlink -p common-informer --lib -- fuzz any_json read_as_whole
 
 .PHONY: test-apiserver
-test-apiserver: need-cargo ## Against kube-apiserver and etcd in $KUBEBUILDER_ASSETS
-	cargo test -p common-informer --features apiserver-tests --test apiserver
+test-apiserver: need-cargo ## Against kube-apiserver and etcd: of $KUBEBUILDER_ASSETS, or built from Debian's sources
+	@[ -n "$${KUBEBUILDER_ASSETS:-}" ] || $(MAKE) --no-print-directory cluster-programs
+	KUBEBUILDER_ASSETS="$${KUBEBUILDER_ASSETS:-$(TARGET)/cluster/bin}" cargo test -p common-informer --features apiserver-tests --test apiserver
+
+.PHONY: cluster-programs
+cluster-programs: # Kubernetes' own; 20 minutes, once
+	@$(MAKE) --no-print-directory PACKAGES="$(CLUSTER_PACKAGES)" packages
+	e2e/cluster/build
+
+.PHONY: test-cluster
+test-cluster: cluster-programs image ## A node with Kubernetes' own programs and containerd that runs the manifests as they are; needs root
+	@$(MAKE) --no-print-directory PACKAGES="$(TEST_PACKAGES)" packages
+	e2e/cluster/run
 
 .PHONY: bench-firewall-control
 bench-firewall-control: need-cargo ## What a change of objects costs: CPU, time to commit, memory; needs root

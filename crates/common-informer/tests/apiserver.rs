@@ -29,9 +29,9 @@ const TOKEN: &str = "informer-test";
 fn assets() -> PathBuf {
     let directory = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).unwrap_or_else(|| {
         panic!(
-            "KUBEBUILDER_ASSETS is not set. This test needs a folder with the programs `etcd` (3.5 or newer) and \
-             `kube-apiserver` (1.28 or newer), and `openssl` in PATH. Fetch the folder with\n  \
-             go run sigs.k8s.io/controller-runtime/tools/setup-envtest@latest use -p path\n\
+            "KUBEBUILDER_ASSETS is not set. This test needs a folder with the programs `etcd` and `kube-apiserver`, and \
+             `openssl` in PATH. `make test-apiserver` builds them from Debian's sources; for newer ones fetch the \
+             folder with\n  go run sigs.k8s.io/controller-runtime/tools/setup-envtest@latest use -p path\n\
              and run: KUBEBUILDER_ASSETS=<that path> make test-apiserver"
         )
     });
@@ -82,6 +82,7 @@ struct Cluster {
     directory: TempDir,
     port: u16,
     etcd_port: u16,
+    more_flags: Vec<&'static str>,
     starts: usize,
     server: Option<Process>,
     _etcd: Process,
@@ -112,10 +113,58 @@ impl Cluster {
             .output()
             .expect("openssl makes the key that signs service account tokens: install openssl");
         assert!(key.status.success(), "{key:?}");
-        let mut cluster =
-            Self { assets, directory, port: free_port(), etcd_port, starts: 0, server: None, _etcd: etcd };
+        let mut cluster = Self {
+            assets,
+            directory,
+            port: free_port(),
+            etcd_port,
+            more_flags: Vec::new(),
+            starts: 0,
+            server: None,
+            _etcd: etcd,
+        };
         cluster.start_server().await;
+        cluster.have_endpoint_slices().await;
         cluster
+    }
+
+    /// kube-apiserver 1.20, which Debian 12 has the sources of, knows no discovery.k8s.io/v1. There it serves it as a
+    /// custom resource: without defaults and validation, but listed and watched as the real one.
+    async fn have_endpoint_slices(&mut self) {
+        if self.serves_endpoint_slices().await {
+            return;
+        }
+        // Of a group that the server has itself it takes no custom resource.
+        self.more_flags.push("--runtime-config=discovery.k8s.io/v1beta1=false");
+        self.stop_server();
+        self.start_server().await;
+        let client = self.client().await.unwrap();
+        let names = json!({"plural": "endpointslices", "singular": "endpointslice", "kind": "EndpointSlice",
+            "listKind": "EndpointSliceList"});
+        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "endpointslices.discovery.k8s.io",
+                "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
+            "spec": {"group": "discovery.k8s.io", "scope": "Namespaced", "names": names,
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+        must(
+            &client,
+            Method::POST,
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+            Some(&definition),
+        )
+        .await;
+        let deadline = Instant::now() + PATIENCE;
+        while !self.serves_endpoint_slices().await {
+            assert!(Instant::now() < deadline, "kube-apiserver does not serve the custom resource");
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn serves_endpoint_slices(&self) -> bool {
+        let client = self.client().await.unwrap();
+        let path = "/apis/discovery.k8s.io/v1/endpointslices";
+        request(&client, Method::GET, path, None).await.is_ok_and(|status| status == StatusCode::OK)
     }
 
     fn path(&self, name: &str) -> String {
@@ -124,7 +173,7 @@ impl Cluster {
 
     /// Starts kube-apiserver, again on the same port, and waits until it is ready.
     async fn start_server(&mut self) {
-        let arguments = [
+        let mut arguments = vec![
             format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
             format!("--secure-port={}", self.port),
             "--bind-address=127.0.0.1".to_owned(),
@@ -139,6 +188,7 @@ impl Cluster {
             // No controllers run here that would make service accounts.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];
+        arguments.extend(self.more_flags.iter().map(|flag| (*flag).to_owned()));
         self.starts += 1;
         let log = self.directory.path().join(format!("kube-apiserver-{}.log", self.starts));
         self.server = Some(Process::start(&self.assets.join("kube-apiserver"), &arguments, &log));
