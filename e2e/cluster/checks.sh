@@ -17,6 +17,9 @@ has_cidrs() { kubectl get node $node -o 'jsonpath={.spec.podCIDRs}' | grep -q fd
 # links COUNT: that pods have on the node.
 links() { [ "$(ip -o link show type veth | wc -l)" = "$1" ]; }
 
+# reserved COUNT: addresses.
+reserved() { [ "$(find /var/lib/cni/networks -type f | grep -cE '/(10[.]244|fd00)[^/]*$')" = "$1" ]; }
+
 # pod NAMESPACE NAME LABELS [MORE]: a web server.
 pod() {
     kubectl apply -f - <<YAML
@@ -126,10 +129,18 @@ YAML
     eventually 30 "the second has an address" balanced second
     [ "$(kubectl get service first -o 'jsonpath={.status.loadBalancer.ingress[0].ip}')" != "$(kubectl get service second -o 'jsonpath={.status.loadBalancer.ingress[0].ip}')" ] || fail "two Services have one address"
 
+    echo "- twenty pods come at once, each with an address of its own, and go"
+    kubectl create deployment many --image=localhost/pod:1 --replicas=20 >/dev/null
+    eventually 120 "twenty pods are ready" ready default app=many 20
+    kubectl get pods -A -o 'jsonpath={range .items[*]}{range .status.podIPs[*]}{.ip}{"\n"}{end}{end}' | grep -v $api | sort >"$work/addresses"
+    [ "$(wc -l <"$work/addresses")" = 50 ] && [ "$(uniq "$work/addresses" | wc -l)" = 50 ] || fail "not 50 addresses: $(cat "$work/addresses")"
+    kubectl delete deployment many >/dev/null
+
     echo "- nothing is left of pods that are gone"
     for name in server client; do kubectl delete pod $name --wait >/dev/null; done
     kubectl -n other delete pod stranger --wait >/dev/null
-    eventually 30 "only lb-ipam's pods have links" links 2
+    eventually 60 "only lb-ipam's pods have links" links 2
+    eventually 10 "only they have addresses" reserved 4
     nft list table inet cni_bridge >"$work/rules" 2>/dev/null && grep -q 8080 "$work/rules" && fail "the host port is left: $(cat "$work/rules")"
 
     echo "- nothing was forbidden, and nothing restarted"
