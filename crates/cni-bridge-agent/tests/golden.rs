@@ -10,13 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use test_netns::golden;
 
 fn cases() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    cases.sort();
-    assert!(cases.len() >= 11, "golden cases are missing");
-    cases
+    golden::cases(env!("CARGO_MANIFEST_DIR"), 11)
 }
 
 fn arguments(case: &Path) -> Vec<String> {
@@ -41,22 +38,16 @@ fn file_name(case: &Path) -> String {
 
 #[test]
 fn every_case_is_planned_as_expected() {
-    let mut wrong = Vec::new();
-    for case in cases() {
+    let told = |case: PathBuf| {
         let output = planned(&case, &case.join(file_name(&case)));
-        let (expected, text) = if output.status.success() {
+        if output.status.success() {
             (case.join("expect.json"), String::from_utf8(output.stdout).unwrap())
         } else {
             let text = String::from_utf8(output.stderr).unwrap();
             (case.join("expect.error"), text.replace(case.to_str().unwrap(), "CASE"))
-        };
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&expected, &text).unwrap();
-        } else if fs::read_to_string(&expected).unwrap_or_default() != text {
-            wrong.push(format!("{}: is now\n{text}", case.display()));
         }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    };
+    golden::check(cases().into_iter().map(told));
 }
 
 #[test]

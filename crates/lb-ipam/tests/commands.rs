@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken test ends in a panic")]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use test_netns::golden;
 
 fn lb_ipam(words: &[&str], folder: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_lb-ipam")).args(words).arg("--manifests").arg(folder).output().unwrap()
@@ -12,26 +13,15 @@ fn lb_ipam(words: &[&str], folder: &Path) -> Output {
 
 #[test]
 fn every_golden_case_is_planned_as_expected() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    cases.sort();
-    assert!(cases.len() >= 5, "golden cases are missing");
-    let mut wrong = Vec::new();
-    for case in cases {
+    let planned = |case: PathBuf| {
         let pools = case.join("pools.yaml");
         // Pools are no objects: they stand beside the folder that is watched.
         let words = ["plan", "--pools", pools.to_str().unwrap()];
         let output = lb_ipam(&words, &case.join("objects"));
         assert!(output.status.success(), "{}: {}", case.display(), String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).unwrap();
-        let expected = case.join("expect.txt");
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&expected, &text).unwrap();
-        } else if fs::read_to_string(&expected).unwrap_or_default() != text {
-            wrong.push(format!("{}: is now\n{text}", case.display()));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        (case.join("expect.txt"), String::from_utf8(output.stdout).unwrap())
+    };
+    golden::check(golden::cases(env!("CARGO_MANIFEST_DIR"), 5).into_iter().map(planned));
 }
 
 #[test]

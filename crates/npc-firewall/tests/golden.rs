@@ -11,6 +11,7 @@ use common_informer::object::Change;
 use kernel_nft::TableFlags;
 use npc_firewall::model::world::{Touched, World};
 use npc_firewall::plan::{PlanConfig, Planner};
+use test_netns::golden;
 
 #[expect(clippy::unwrap_used, reason = "a helper of a test")]
 fn table_of(yaml: &str) -> String {
@@ -28,19 +29,9 @@ fn table_of(yaml: &str) -> String {
 
 #[test]
 fn every_golden_case_makes_the_expected_table() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    cases.sort();
-    assert!(cases.len() >= 20, "golden cases are missing");
-    let mut wrong = Vec::new();
-    for case in cases {
+    let table = |case: PathBuf| {
         let table = table_of(&fs::read_to_string(case.join("objects.yaml")).unwrap());
-        let expected = case.join("expect.nft");
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            fs::write(&expected, &table).unwrap();
-        } else if fs::read_to_string(&expected).unwrap_or_default() != table {
-            wrong.push(format!("{}: is now\n{table}", case.display()));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        (case.join("expect.nft"), table)
+    };
+    golden::check(golden::cases(env!("CARGO_MANIFEST_DIR"), 20).into_iter().map(table));
 }

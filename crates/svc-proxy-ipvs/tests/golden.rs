@@ -17,19 +17,12 @@ use std::process::{Command, Stdio};
 
 use common_informer::problem::Problem as _;
 use svc_proxy_ipvs::plan::text;
+use test_netns::golden;
 
 use support::{NODE, Pure, changes, config};
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
-}
-
 fn cases() -> Vec<PathBuf> {
-    let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
-    let mut cases: Vec<_> = entries.filter(|path| path.is_dir()).collect();
-    cases.sort();
-    assert!(cases.len() >= 50, "golden cases are missing");
-    cases
+    golden::cases(env!("CARGO_MANIFEST_DIR"), 50)
 }
 
 fn planned(flags: &[&str], yaml: &str) -> Pure {
@@ -70,27 +63,15 @@ fn told(pure: &Pure) -> String {
     out
 }
 
-/// Writes an expectation, or says how the present text differs from it.
-fn differs(expected: &Path, text: &str) -> Option<String> {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(expected, text).unwrap();
-        return None;
-    }
-    let is = fs::read_to_string(expected).unwrap_or_default();
-    (is != text).then(|| format!("{}: is now\n{text}", expected.display()))
-}
-
 #[test]
 fn every_golden_case_is_planned_as_expected() {
-    let wrong: Vec<_> =
-        cases().iter().filter_map(|case| differs(&case.join("expect.txt"), &told(&of_case(case)))).collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    golden::check(cases().iter().map(|case| (case.join("expect.txt"), told(&of_case(case)))));
 }
 
 #[test]
 fn the_table_without_services_is_as_expected() {
     let table = kernel_nft::text::render(planned(&[], "").ruleset());
-    assert_eq!(differs(&root().join("table.nft"), &table), None);
+    golden::check([(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/table.nft"), table)]);
 }
 
 #[test]

@@ -22,6 +22,7 @@
 //! - [`daemon`]: a program that stays on a node: its process, log, admin port.
 //! - [`api_server`], [`cost`]: for benchmarks, what feeds a program and what its work costs.
 //! - [`interpreter`]: what an nftables ruleset makes of a packet, without a kernel.
+//! - [`golden`]: folders of cases with the text that must come out.
 //! - [`house`]: rules of the project that a compiler does not check.
 //! - [`sctp`]: the packets of an association's first half, for kernels without SCTP sockets.
 //! - `server`, `conn`: both ends of the wire; `batch`: what `ip` is told.
@@ -36,6 +37,7 @@ mod conn;
 pub mod cost;
 pub mod daemon;
 pub mod flow;
+pub mod golden;
 pub mod hammer;
 pub mod house;
 pub mod interpreter;
