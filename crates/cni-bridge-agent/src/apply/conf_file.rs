@@ -118,6 +118,7 @@ mod tests {
         let mut parts = [r#"{"a": 1, "b""#, r#"{"a": 1, "b": 2}"#].into_iter();
         let write_on = || fs::write(&path, parts.next().unwrap()).unwrap();
         assert_eq!(word(read_when_settled(&path, write_on)), r#"{"a":1,"b":2}"#);
+        fs::write(&path, "[").unwrap();
         let mut length = 0;
         let write_without_end = || {
             length += 1;
