@@ -7,7 +7,7 @@ use kernel_netlink::route::*;
 use crate::namespace::{in_empty_netns, run};
 use crate::route_contract::{OURS, link, name, net, new_bridge, node, vip};
 
-const SOON: Option<Duration> = Some(Duration::from_secs(5));
+const SOON: Option<Duration> = Some(Duration::from_secs(60));
 const NOT_SOON: Option<Duration> = Some(Duration::from_millis(200));
 
 fn by_protocol(protocol: RouteProtocol) -> Watch {

@@ -8,7 +8,7 @@ use crate::layout::layout;
 use crate::load::{commit, load};
 use crate::namespace::{in_netns, run};
 
-const SOON: Option<Duration> = Some(Duration::from_secs(5));
+const SOON: Option<Duration> = Some(Duration::from_secs(60));
 const NOW: Option<Duration> = Some(Duration::from_millis(50));
 
 fn watched() -> (Socket, Monitor) {

@@ -86,7 +86,7 @@ fn without_owner(nft: &mut dyn Nftables) -> Option<Observed> {
     loop {
         let seen = nft.observe(Family::Inet, T).unwrap();
         let is_owned = seen.as_ref().is_some_and(|seen| matches!(seen.ownership, Ownership::Other(_)));
-        if !is_owned || start.elapsed() > Duration::from_secs(10) {
+        if !is_owned || start.elapsed() > Duration::from_secs(60) {
             return seen;
         }
         std::thread::sleep(Duration::from_millis(1));
