@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -56,8 +56,13 @@ impl Nflog {
 
     /// The next packet; `None` if there is none for so long. The kernel holds packets back for a second.
     pub(crate) fn next(&mut self, patience: Duration) -> Option<Logged> {
-        self.socket.set_read_timeout(Some(patience)).expect("set");
+        let end = Instant::now() + patience;
         while self.waiting.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            self.socket.set_read_timeout(Some(left)).expect("set");
             let mut buffer = vec![0; 1 << 16];
             match self.socket.read(&mut buffer) {
                 Ok(length) => self.waiting.extend(messages(&buffer[..length])),
