@@ -346,7 +346,9 @@ impl<K: Rtnetlink, S: NodeStatus> Agent<K, S> {
         if let Some(before) = seen.gateways_of_before.first() {
             let bridge = crate::owned::BRIDGE;
             let why = format!("{bridge} still has {before}, of no CIDR of this Node: new pods do not start");
-            let what = format!("drain the node, then `ip address del {before} dev {bridge}`");
+            let what = format!(
+                "drain the node; if the first new pod does not remove it: `ip address del {before} dev {bridge}`"
+            );
             tell("gateway_of_before", format!("{why}; {what}"));
         }
         let off = seen.sysctls.iter().find_map(|(name, state)| sysctl_problem(name, state));
