@@ -239,6 +239,23 @@ fn sharing_ends_for_the_younger_when_ports_begin_to_clash() {
 }
 
 #[test]
+fn who_shows_an_address_keeps_it_from_an_older_one_that_was_given_it_and_does_not_show_it_yet() {
+    let share =
+        |name, created, port| annotated(name, created, port, "kube-router.io/loadbalancer.share-key: k");
+    let mut rig = Rig::new(config(&["192.0.2.0/24"]));
+    rig.yaml(&(share("b", 2, 80) + &share("c", 3, 81)));
+    rig.settle();
+    rig.yaml(&share("a", 1, 82));
+    assert_eq!(rig.has("x/a"), "192.0.2.1");
+    // A new process, which knows nothing of what a was given, would say the same.
+    rig.yaml(&showing("b", 2, "192.0.2.1"));
+    assert_eq!(
+        (rig.has("x/b"), rig.has("x/a"), rig.has("x/c")),
+        ("192.0.2.1".into(), "192.0.2.2".into(), "192.0.2.2".into())
+    );
+}
+
+#[test]
 fn an_address_asked_for_by_two_of_one_key_is_shared() {
     let share = |name, created, port| {
         annotated(

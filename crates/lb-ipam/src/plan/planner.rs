@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  touched ──► forget what they held ──► keep ──► wait ──► serve ──► Update
-//!              and whoever holds the     oldest   those    asked-for addresses first,
+//!              and whoever holds the     shown    those    asked-for addresses first,
 //!              same addresses            first    short    then by age; again if one got free
 //! ```
 //!
 //! 1. **Keep.** What a Service has stays its own as long as the rules allow it. At first sight of a Service
 //!    that is what its status shows, so that a new process goes on where the last one stopped. Of two that have
-//!    one address and may not share it, the older keeps it.
+//!    one address and may not share it, the one in whose status it is keeps it; of two of these, the older. So what
+//!    was given and not written, of which a new process knows nothing, decides nothing.
 //! 2. **Serve.** Those that have less than they ask for get what is free: first who asks for an address by name,
 //!    then the others, oldest first, from the first pool that is for them, lowest address first. A Service that
 //!    asks for another address than it has keeps the one it has until the other is free.
@@ -124,8 +125,13 @@ impl Planner {
         }
         self.join_holders(&mut work);
         let judged = std::mem::take(&mut work.judged);
+        for shown_ones in [true, false] {
+            for (rank, was) in &judged {
+                self.keep(world, rank, was, shown_ones, &mut work);
+            }
+        }
         for (rank, was) in &judged {
-            self.keep(world, rank, was, &mut work);
+            self.rest(rank, was, &mut work);
         }
         self.serve(world, judged.into_keys(), &mut work);
         work.update
@@ -239,11 +245,11 @@ impl Planner {
         }
     }
 
-    /// Leaves a Service what the rules allow of what it had.
-    fn keep(&mut self, world: &World, rank: &Rank, was: &Addresses, work: &mut Work) {
-        let Some(claim) = self.entries.get(&rank.key).map(|entry| entry.claim.clone()) else { return };
-        let mut held = Addresses::new();
-        for ip in was {
+    /// Leaves a Service what the rules allow of what it had: of that which its status shows, or of the rest.
+    fn keep(&mut self, world: &World, rank: &Rank, was: &Addresses, shown_ones: bool, work: &mut Work) {
+        let Some(entry) = self.entries.get(&rank.key) else { return };
+        let (claim, mut held) = (entry.claim.clone(), entry.held.clone());
+        for ip in was.iter().filter(|ip| shows(world, &rank.key, **ip) == shown_ones) {
             let family = Family::of(*ip);
             let wanted = claim.families.contains(&family) && of_family(&held, family).is_none();
             if !wanted
@@ -264,14 +270,20 @@ impl Planner {
                 }
             }
         }
-        held.sort_by_key(|ip| claim.families.iter().position(|family| *family == Family::of(*ip)));
-        work.opened |= held.len() < was.len();
-        if !is_satisfied(&claim, &held) {
-            self.waiting.insert(place(&claim));
-        }
         if let Some(entry) = self.entries.get_mut(&rank.key) {
-            entry.problems = claim.faults.clone();
             entry.held = held;
+        }
+    }
+
+    /// Puts in order what a Service has kept, and notes whether it lacks something.
+    fn rest(&mut self, rank: &Rank, was: &Addresses, work: &mut Work) {
+        let Some(entry) = self.entries.get_mut(&rank.key) else { return };
+        let claim = &entry.claim;
+        entry.held.sort_by_key(|ip| claim.families.iter().position(|family| *family == Family::of(*ip)));
+        entry.problems = claim.faults.clone();
+        work.opened |= entry.held.len() < was.len();
+        if !is_satisfied(claim, &entry.held) {
+            self.waiting.insert(place(claim));
         }
     }
 
@@ -279,8 +291,7 @@ impl Planner {
     /// ours.
     fn is_lost_to_another(&self, world: &World, rank: &Rank, ip: IpAddr) -> bool {
         let is_foreign = |other: &ObjectKey| *other != rank.key && !self.entries.contains_key(other);
-        self.book.shown_by(ip).iter().any(is_foreign)
-            && !world.service(&rank.key).is_some_and(|service| shown(service).any(|shown| shown == ip))
+        self.book.shown_by(ip).iter().any(is_foreign) && !shows(world, &rank.key, ip)
     }
 
     /// Gives what is free to those that wait: at first to those that were judged, and to everybody as soon as
@@ -473,6 +484,10 @@ fn place(claim: &Claim) -> (bool, Rank) {
 
 fn group(claim: &Claim) -> Option<&(Str, Str)> {
     claim.share.as_ref().map(|share| &share.group)
+}
+
+fn shows(world: &World, key: &ObjectKey, ip: IpAddr) -> bool {
+    world.service(key).is_some_and(|service| shown(service).any(|shown| shown == ip))
 }
 
 fn of_family(ips: &[IpAddr], family: Family) -> Option<IpAddr> {
