@@ -256,6 +256,26 @@ fn who_shows_an_address_keeps_it_from_an_older_one_that_was_given_it_and_does_no
 }
 
 #[test]
+fn what_one_gives_up_goes_to_who_asked_for_it_and_not_to_a_later_one_of_the_same_update() {
+    let mut rig = Rig::new(config(&["192.0.2.0/24", "2001:db8::/127"]));
+    let v6 = ", ipFamilies: [IPv6]";
+    rig.yaml(&(service("a", 1, v6, "") + &service("b", 2, v6, "")));
+    rig.yaml(&service("a", 1, &format!("{v6}, loadBalancerIP: \"2001:db8::1\""), ""));
+    let c = service("c", 3, v6, "");
+    rig.yaml(&c);
+    assert_eq!((rig.has("x/a"), rig.has("x/b")), ("2001:db8::".into(), "2001:db8::1".into()));
+    // b may have both addresses or none now, and the one that it asks for is in no pool. c is judged anew, too.
+    rig.yaml(
+        &(c.replace("port: 80", "port: 81")
+            + &service("b", 2, &format!("{BOTH}, loadBalancerIP: 203.0.113.1"), "")),
+    );
+    assert_eq!(
+        (rig.has("x/a"), rig.has("x/b"), rig.has("x/c")),
+        ("2001:db8::1".into(), String::new(), "2001:db8::".into())
+    );
+}
+
+#[test]
 fn an_address_asked_for_by_two_of_one_key_is_shared() {
     let share = |name, created, port| {
         annotated(

@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use common_informer::object::{Family, FullService, ObjectKey, Str, Uid};
@@ -294,28 +295,32 @@ impl Planner {
         self.book.shown_by(ip).iter().any(is_foreign) && !shows(world, &rank.key, ip)
     }
 
-    /// Gives what is free to those that wait: at first to those that were judged, and to everybody as soon as
-    /// something can be had that could not be had before.
+    /// Gives what is free to those that wait: to those that were judged, and to everybody, from the first on, as soon
+    /// as something can be had that could not be had before. Otherwise a later one would get it before an earlier one
+    /// that has just been refused.
     fn serve(&mut self, world: &World, judged: impl Iterator<Item = Rank>, work: &mut Work) {
-        let mut round: Vec<_> = if std::mem::take(&mut work.opened) {
-            self.waiting.iter().cloned().collect()
-        } else {
-            let mut judged: Vec<_> = judged
-                .filter_map(|rank| self.entries.get(&rank.key).map(|entry| place(&entry.claim)))
-                .filter(|place| self.waiting.contains(place))
-                .collect();
-            judged.sort();
-            judged
-        };
-        // Each further round follows a Service that got the address that it asks for, that began to share, or
-        // that gave up the one address that it may not have alone. None of them can do so twice.
-        while !round.is_empty() {
-            for (_, rank) in round {
-                self.serve_one(world, &rank.key, work);
+        let judged = judged
+            .filter_map(|rank| self.entries.get(&rank.key).map(|entry| place(&entry.claim)))
+            .filter(|place| self.waiting.contains(place));
+        let mut judged: BTreeSet<_> = judged.collect();
+        // Each new beginning follows a Service that got the address that it asks for, that began to share, or that
+        // gave up the one address that it may not have alone. None of them can do so twice.
+        let mut everybody_from = work.opened.then_some(Bound::Unbounded);
+        loop {
+            let next = match &everybody_from {
+                Some(from) => self.waiting.range((from.clone(), Bound::Unbounded)).next().cloned(),
+                None => judged.pop_first(),
+            };
+            let Some(next) = next else { break };
+            work.opened = false;
+            self.serve_one(world, &next.1.key, work);
+            if work.opened {
+                everybody_from = Some(Bound::Unbounded);
+            } else if everybody_from.is_some() {
+                everybody_from = Some(Bound::Excluded(next));
             }
-            let again = std::mem::take(&mut work.opened);
-            round = if again { self.waiting.iter().cloned().collect() } else { Vec::new() };
         }
+        work.opened = false;
         // Who needs two addresses at once may lack more of them now; it is not served, only told.
         if work.took {
             let needs_both = |(_, rank): &&(bool, Rank)| {
