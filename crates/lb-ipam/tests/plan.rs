@@ -276,6 +276,17 @@ fn what_one_gives_up_goes_to_who_asked_for_it_and_not_to_a_later_one_of_the_same
 }
 
 #[test]
+fn an_address_that_appears_at_a_service_of_others_is_given_to_nobody_else() {
+    let mut rig = Rig::new(config(&["192.0.2.0/24"]));
+    // Given, and not written yet.
+    rig.yaml(&service("a", 1, "", ""));
+    assert_eq!(rig.has("x/a"), "192.0.2.1");
+    rig.yaml(&showing("b", 2, "203.0.113.1").replace(", spec: {", ", spec: {externalIPs: [192.0.2.1], "));
+    assert_eq!(rig.reasons("x/b"), ["StatusOfOthers"]);
+    assert_eq!(rig.has("x/a"), "192.0.2.2");
+}
+
+#[test]
 fn an_address_asked_for_by_two_of_one_key_is_shared() {
     let share = |name, created, port| {
         annotated(

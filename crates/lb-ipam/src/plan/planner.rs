@@ -172,6 +172,7 @@ impl Planner {
             && let Some(ip) = shown(service).next()
         {
             self.others.insert(key.clone(), vec![of_others(ip)]);
+            work.squatted.extend(self.shown.get(key).into_iter().flatten());
             return;
         }
         let claim = Arc::new(Claim::of(service, &self.config.pools));
