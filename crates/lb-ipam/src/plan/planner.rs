@@ -8,8 +8,8 @@
 //!
 //! 1. **Keep.** What a Service has stays its own as long as the rules allow it. At first sight of a Service
 //!    that is what its status shows, so that a new process goes on where the last one stopped. Of two that have
-//!    one address and may not share it, the one in whose status it is keeps it; of two of these, the older. So what
-//!    was given and not written, of which a new process knows nothing, decides nothing.
+//!    one address and may not share it, the one in whose status it is keeps it; of two of these, the older. What was
+//!    given and not written is not known to a new process, so it gives way.
 //! 2. **Serve.** Those that have less than they ask for get what is free: first who asks for an address by name,
 //!    then the others, oldest first, from the first pool that is for them, lowest address first. A Service that
 //!    asks for another address than it has keeps the one it has until the other is free.
