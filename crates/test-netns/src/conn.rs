@@ -3,7 +3,7 @@
 use std::io::{self, IoSliceMut, Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -18,9 +18,15 @@ use crate::outcome::{Answer, Family, Icmp, Outcome, Protocol};
 use crate::sctp;
 use crate::server::{raw_sctp, sctp_part};
 
-/// Source ports of SCTP probes: the raw sockets don't reserve any, and a port used twice would meet its own
-/// conntrack entry.
-static NEXT_SCTP_PORT: AtomicU16 = AtomicU16::new(0);
+/// Source ports of UDP and SCTP probes are used once: one used again would go on with the tracked connection of an
+/// earlier probe, which may still be allowed. Those that the kernel chooses for UDP repeat once in some thousand.
+static NEXT_PORT: AtomicU32 = AtomicU32::new(0);
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 40_000;
+
+fn next_port() -> u16 {
+    FIRST_PORT + (NEXT_PORT.fetch_add(1, Ordering::Relaxed) % u32::from(PORTS)) as u16
+}
 
 /// An open socket towards a server.
 #[derive(Debug)]
@@ -60,12 +66,8 @@ impl Conn {
     ) -> Result<Self, Outcome> {
         let made = match protocol {
             Protocol::Tcp => tcp(source, target),
-            Protocol::Udp => udp(source, target, None).map(Kind::Udp),
-            Protocol::Icmp => {
-                let v4 = target.is_ipv4();
-                let protocol = if v4 { socket2::Protocol::ICMPV4 } else { socket2::Protocol::ICMPV6 };
-                udp(source, SocketAddr::new(target.ip(), 0), Some(protocol)).map(Kind::Icmp)
-            }
+            Protocol::Udp => udp(source, target).map(Kind::Udp),
+            Protocol::Icmp => ping(source, target).map(Kind::Icmp),
             Protocol::Sctp => raw(source, target),
         };
         let mut conn = Self { target, socket: made.map_err(|error| failed(&error))?, sent: 0 };
@@ -247,28 +249,45 @@ fn tcp(source: Option<IpAddr>, target: SocketAddr) -> io::Result<Kind> {
     }
 }
 
-fn udp(
-    source: Option<IpAddr>,
-    target: SocketAddr,
-    protocol: Option<socket2::Protocol>,
-) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(target), Type::DGRAM, protocol)?;
-    socket.set_nonblocking(true)?;
-    report_icmp(&socket, target)?;
-    if let Some(source) = source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
+fn udp(source: Option<IpAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = datagram(target, None)?;
+    let source = source.unwrap_or_else(|| any(target));
+    let bind = || socket.bind(&SocketAddr::new(source, next_port()).into());
+    let in_use =
+        |done: &io::Result<()>| done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    (0..PORTS).map(|_| bind()).find(|done| !in_use(done)).unwrap_or_else(bind)?;
     socket.connect(&target.into())?;
     Ok(socket.into())
 }
 
+fn ping(source: Option<IpAddr>, target: SocketAddr) -> io::Result<UdpSocket> {
+    let v4 = target.is_ipv4();
+    let socket =
+        datagram(target, Some(if v4 { socket2::Protocol::ICMPV4 } else { socket2::Protocol::ICMPV6 }))?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    socket.connect(&SocketAddr::new(target.ip(), 0).into())?;
+    Ok(socket.into())
+}
+
+fn datagram(target: SocketAddr, protocol: Option<socket2::Protocol>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(target), Type::DGRAM, protocol)?;
+    socket.set_nonblocking(true)?;
+    report_icmp(&socket, target)?;
+    Ok(socket)
+}
+
+fn any(target: SocketAddr) -> IpAddr {
+    if target.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) }
+}
+
 fn raw(source: Option<IpAddr>, target: SocketAddr) -> io::Result<Kind> {
-    let any = if target.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-    let socket = raw_sctp(source.unwrap_or(any)).map_err(|error| io::Error::other(error.to_string()))?;
+    let socket = raw_sctp(source.unwrap_or_else(|| any(target)))
+        .map_err(|error| io::Error::other(error.to_string()))?;
     report_icmp(&socket, target)?;
     socket.connect(SocketAddr::new(target.ip(), 0))?;
-    let port = 20_000 + NEXT_SCTP_PORT.fetch_add(1, Ordering::Relaxed) % 40_000;
-    Ok(Kind::Sctp { socket, port, aborted: false })
+    Ok(Kind::Sctp { socket, port: next_port(), aborted: false })
 }
 
 /// KERNEL: with IP_RECVERR (ip(7)) every ICMP error is reported at once and with its type and code.
@@ -295,4 +314,26 @@ fn answer(text: &str) -> Answer {
     let line = text.lines().next().unwrap_or_default();
     let (server, source) = line.split_once(' ').unwrap_or((line, ""));
     Answer { server: server.into(), seen_source: source.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::namespace::Namespace;
+
+    #[test]
+    fn no_udp_probe_goes_on_with_the_connection_of_another() {
+        let namespace = Namespace::new("ports").expect("a namespace (root is needed)");
+        namespace.output("ip", &["link", "set", "lo", "up"], "").expect("the loopback up");
+        let target = SocketAddr::from(([127, 0, 0, 1], 9));
+        let ports = |source| -> HashSet<u16> {
+            let open =
+                |_| udp(source, target).and_then(|socket| socket.local_addr()).expect("a socket").port();
+            (0..1_000).map(open).collect()
+        };
+        let (chosen, bound) = namespace.run(|| (ports(None), ports(Some(target.ip())))).expect("inside");
+        assert_eq!((chosen.len(), bound.len(), chosen.intersection(&bound).count()), (1_000, 1_000, 0));
+    }
 }

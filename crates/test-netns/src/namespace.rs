@@ -25,7 +25,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes an empty namespace with its loopback up. `label` is used in error messages only.
+    /// Makes an empty namespace, its loopback down. `label` is used in error messages only.
     ///
     /// # Errors
     /// When the caller lacks `CAP_SYS_ADMIN`, or the kernel has no room for another namespace.
