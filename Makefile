@@ -83,6 +83,10 @@ test-containerd: need-cargo ## Containers of Debian's containerd (29 MB to downl
 fuzz-smoke: need-cargo ## Random and damaged input, far more of it than in the tests
 	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test -p kernel-nft -p kernel-netlink -p common-informer --lib -- fuzz any_json read_as_whole
 
+.PHONY: test-properties
+test-properties: need-cargo ## Random clusters and histories, more of them than in the tests, others each time
+	PROPTEST_CASES=$${PROPTEST_CASES:-2000} cargo test --release $(PRIVILEGED) --test props
+
 .PHONY: test-apiserver
 test-apiserver: need-cargo ## Against kube-apiserver and etcd: of $KUBEBUILDER_ASSETS, or built from Debian's sources
 	@[ -n "$${KUBEBUILDER_ASSETS:-}" ] || $(MAKE) --no-print-directory cluster-programs
@@ -158,6 +162,14 @@ CARGO_DENY := 0.20.2
 deny: need-cargo ## Licences, versions and sources of everything we depend on, by deny.toml; builds cargo-deny if it is missing
 	@[ "$$(cargo deny --version 2>/dev/null)" = "cargo-deny $(CARGO_DENY)" ] || cargo install --locked --version $(CARGO_DENY) cargo-deny
 	cargo deny --all-features --locked check bans licenses sources
+
+# In CI, what is tried at random follows from the commit: the same commit tries the same again, another one other
+# things. `make test` and `make test-properties` try others each time.
+COMMIT_NUMBER := $(shell commit=$$(git rev-parse HEAD 2>/dev/null) && echo $$((0x$${commit:0:15})))
+ifneq ($(COMMIT_NUMBER),)
+ci: export PROPTEST_RNG_SEED ?= $(COMMIT_NUMBER)
+ci: export CONFORMANCE_SEED ?= $(COMMIT_NUMBER)
+endif
 
 .PHONY: ci
 ci: lint test chart-check ## What .ci/run runs

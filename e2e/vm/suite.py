@@ -140,6 +140,8 @@ def plan(suites, number, limit, arguments, emulated):
     lines = [f"VM_NUMBER={number}", "mark up $(uname -r)"]
     if emulated:
         lines.append(f"export TEST_NETNS_SLOWNESS={SLOWNESS}")
+    if seed := os.environ.get("PROPTEST_RNG_SEED"):
+        lines.append(f"export PROPTEST_RNG_SEED={int(seed)}")
     for suite in suites:
         words = []
         if suite.test:
