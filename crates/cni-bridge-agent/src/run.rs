@@ -43,8 +43,7 @@ pub fn run() -> anyhow::Result<()> {
                 plan(&common, config).await
             }
             Command::Cleanup => {
-                let done = cleanup::run(&config)?;
-                done.iter().for_each(|line| println!("{line}"));
+                cleanup::run(&config)?.iter().for_each(node_runtime::tell);
                 Ok(())
             }
         }

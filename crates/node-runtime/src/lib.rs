@@ -37,7 +37,7 @@ pub use controller_loop::{
 pub use daemon::{Daemon, DaemonError};
 pub use health::Health;
 pub use metrics::Registry;
-pub use output::print;
+pub use output::{print, tell};
 
 /// What a binary is; declared once, as a constant, by each of them.
 #[derive(Debug, Clone, Copy)]

@@ -3,12 +3,14 @@
 //! These two are never removed at once: on a node that goes over to this program, its table has to be in force before
 //! kube-router's goes, so that no packet passes unjudged.
 
+use std::io::Write;
 use std::path::Path;
 use std::{fs, io};
 
 use anyhow::{Context, bail};
 use kernel_nft::ipset::Ipsets;
 use kernel_nft::{Family, Name, Nftables, Op, Socket, Traces, Transaction, legacy};
+use node_runtime::tell;
 
 use crate::args::CleanupArgs;
 use crate::owned;
@@ -44,11 +46,11 @@ pub(crate) fn run(nft: &mut Socket, args: CleanupArgs) -> anyhow::Result<()> {
 fn own(nft: &mut Socket, dry_run: bool) -> anyhow::Result<()> {
     let table: Name = owned::TABLE.into();
     if nft.observe(Family::Inet, &table)?.is_none() {
-        println!("table inet {table} is not there");
+        tell(format_args!("table inet {table} is not there"));
         return Ok(());
     }
     if dry_run {
-        println!("would remove: table inet {table}");
+        tell(format_args!("would remove: table inet {table}"));
         return Ok(());
     }
     nft.commit(&Transaction {
@@ -58,7 +60,7 @@ fn own(nft: &mut Socket, dry_run: bool) -> anyhow::Result<()> {
         generation: None,
     })
     .with_context(|| format!("removing table inet {table}; is npc-firewall still running on this node?"))?;
-    println!("table inet {table} removed");
+    tell(format_args!("table inet {table} removed"));
     Ok(())
 }
 
@@ -71,7 +73,8 @@ fn kube_router(nft: &mut Socket, args: CleanupArgs) -> anyhow::Result<()> {
         );
     }
     for process in running(Path::new("/proc")).context("looking for kube-router among the processes")? {
-        eprintln!(
+        let _ = writeln!(
+            io::stderr(),
             "warning: kube-router is running on this node, process {process}. Its firewall makes everything anew at \
              its next sync; stop it first, or give it --run-firewall=false"
         );
@@ -79,31 +82,26 @@ fn kube_router(nft: &mut Socket, args: CleanupArgs) -> anyhow::Result<()> {
     let mut ipsets = Ipsets::open().context("opening a netlink socket for ipsets")?;
     let (count, errors) = if args.dry_run {
         let (found, errors) = KUBE_ROUTER.find(nft, &mut ipsets);
-        found.iter().for_each(|trace| say(&format!("would remove: {trace}\n")));
+        found.iter().for_each(|trace| tell(format_args!("would remove: {trace}")));
         (found.len(), errors)
     } else {
         let mut removed = 0;
         let errors = KUBE_ROUTER.remove(nft, &mut ipsets, |trace| {
             removed += 1;
-            say(&format!("removed: {trace}\n"));
+            tell(format_args!("removed: {trace}"));
         });
         (removed, errors)
     };
     let of_legacy = legacy::remaining(PROGRAM, &["filter"], CHAINS);
     if count == 0 && errors.is_empty() && of_legacy.is_empty() {
-        say("kube-router's firewall left nothing here\n");
+        tell("kube-router's firewall left nothing here");
     }
-    say(&of_legacy);
+    of_legacy.lines().for_each(tell);
     if errors.is_empty() {
         return Ok(());
     }
     let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     bail!("kube-router's firewall is not removed as a whole:\n{}", errors.join("\n"))
-}
-
-/// Writes what was done. That nobody reads it is no reason to stop half-way.
-fn say(text: &str) {
-    let _ = node_runtime::print(text);
 }
 
 fn is_in_force(nft: &mut Socket) -> anyhow::Result<bool> {

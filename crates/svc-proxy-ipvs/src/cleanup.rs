@@ -14,6 +14,7 @@ use kernel_netlink::route::{self, LinkName, RouteFilter, Rtnetlink, RuleAction, 
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::ipset::Ipsets;
 use kernel_nft::{Family, Keeper, Nftables, Op, Traces, legacy};
+use node_runtime::tell;
 
 use crate::apply::address::VirtualAddresses;
 use crate::apply::dsr;
@@ -66,7 +67,7 @@ pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
         ServiceKey::Mark { mark, .. } => mark.get() & owned::MARK_MASK == owned::MARK,
     };
     let services = remove_services(config, ours)?;
-    println!("{services} virtual services and {} virtual addresses removed", addresses.len());
+    tell(format_args!("{services} virtual services and {} virtual addresses removed", addresses.len()));
     let had_marks = observed.iter().any(|observed| rules::marks(&observed.ruleset).next().is_some());
     direct_return(config, had_marks)?;
     if leftovers.kube_router {
@@ -76,13 +77,13 @@ pub(crate) fn run(config: &Config, leftovers: Leftovers) -> anyhow::Result<()> {
         kube_proxy(config)?;
     }
     if vips.remove_device()? {
-        println!("device {} removed", owned::DEVICE);
+        tell(format_args!("device {} removed", owned::DEVICE));
     }
     if observed.is_some() {
         table.commit(&[Op::DeleteTable], None).with_context(|| {
             format!("removing table inet {}; is svc-proxy-ipvs still running on this node?", owned::TABLE)
         })?;
-        println!("table inet {} removed", owned::TABLE);
+        tell(format_args!("table inet {} removed", owned::TABLE));
     }
     if leftovers.kube_router {
         kube_router_chains()?;
@@ -99,11 +100,11 @@ fn direct_return(config: &Config, had_marks: bool) -> anyhow::Result<()> {
     if !had_marks && !leading.was_led {
         return Ok(());
     }
-    println!("direct return: {changes} rules and routes of table {} removed", owned::MARK_TABLE);
+    tell(format_args!("direct return: {changes} rules and routes of table {} removed", owned::MARK_TABLE));
     let mut pods = Pods::new(config.netns_dirs.clone(), Sysctls::new(&config.sysctl_root));
     pods.expect_leftovers();
     let outcome = pods.ensure(&Wanted::new(), true, Instant::now(), Duration::ZERO);
-    println!("direct return: {} tunnels in pods removed", outcome.changes);
+    tell(format_args!("direct return: {} tunnels in pods removed", outcome.changes));
     Ok(())
 }
 
@@ -143,7 +144,7 @@ fn remove_services_of(config: &Config, device: &str) -> anyhow::Result<usize> {
 fn kube_router(config: &Config) -> anyhow::Result<()> {
     // Its device is ours too and is removed with ours.
     let services = remove_services_of(config, owned::DEVICE)?;
-    println!("kube-router: {services} virtual services removed");
+    tell(format_args!("kube-router: {services} virtual services removed"));
     let mut netlink = open_netlink()?;
     for (preference, table) in KUBE_ROUTER_TABLES {
         let table = Table(table);
@@ -157,7 +158,7 @@ fn kube_router(config: &Config) -> anyhow::Result<()> {
         let routes = netlink.observe_routes(&RouteFilter { table: Some(table), ..RouteFilter::default() })?;
         commands.extend(routes.into_iter().map(route::Command::DeleteRoute));
         netlink.commit(&commands)?;
-        println!("kube-router: {} rules and routes of table {} removed", commands.len(), table.0);
+        tell(format_args!("kube-router: {} rules and routes of table {} removed", commands.len(), table.0));
     }
     Ok(())
 }
@@ -167,10 +168,10 @@ fn kube_router(config: &Config) -> anyhow::Result<()> {
 fn kube_router_chains() -> anyhow::Result<()> {
     let mut ipsets = Ipsets::open().context("opening a netlink socket for ipsets")?;
     let errors = KUBE_ROUTER.remove(&mut open_nftables()?, &mut ipsets, |trace| {
-        println!("kube-router: {trace} removed");
+        tell(format_args!("kube-router: {trace} removed"));
     });
-    print!("{}", legacy::remaining("kube-router", &["filter", "nat"], KUBE_ROUTER_CHAINS));
-    println!("kube-router: its rules in POSTROUTING (nat) stay, see docs/guides/svc-proxy-ipvs.md");
+    legacy::remaining("kube-router", &["filter", "nat"], KUBE_ROUTER_CHAINS).lines().for_each(tell);
+    tell("kube-router: its rules in POSTROUTING (nat) stay, see docs/guides/svc-proxy-ipvs.md");
     if errors.is_empty() {
         return Ok(());
     }
@@ -185,20 +186,20 @@ fn is_kube_router_ipset(name: &str) -> bool {
 
 fn kube_proxy(config: &Config) -> anyhow::Result<()> {
     let services = remove_services_of(config, owned::KUBE_PROXY_DEVICE)?;
-    println!("kube-proxy: {services} virtual services removed");
+    tell(format_args!("kube-proxy: {services} virtual services removed"));
     let mut netlink = open_netlink()?;
     let name = LinkName::new(owned::KUBE_PROXY_DEVICE).context("no device can have that name")?;
     if let Some(link) = netlink.observe_link(&name)? {
         netlink.commit(&[route::Command::DeleteLink(link.index)])?;
-        println!("kube-proxy: device {} removed", owned::KUBE_PROXY_DEVICE);
+        tell(format_args!("kube-proxy: device {} removed", owned::KUBE_PROXY_DEVICE));
     }
     for family in [Family::Ip, Family::Ip6] {
         let mut nft = open_nftables()?;
         if nft.observe(family, KUBE_PROXY_TABLE)?.is_some() {
             Keeper::new(nft, family, KUBE_PROXY_TABLE).commit(&[Op::DeleteTable], None)?;
-            println!("kube-proxy: table {family} {KUBE_PROXY_TABLE} removed");
+            tell(format_args!("kube-proxy: table {family} {KUBE_PROXY_TABLE} removed"));
         }
     }
-    println!("kube-proxy: its iptables chains KUBE-* stay; remove them with `kube-proxy --cleanup`");
+    tell("kube-proxy: its iptables chains KUBE-* stay; remove them with `kube-proxy --cleanup`");
     Ok(())
 }

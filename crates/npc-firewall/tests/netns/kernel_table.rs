@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use test_netns::{Attachment, Namespace, Protocol};
 
-use crate::lab::{ALL_PORTS, FAR, Firewall, Lab, ip, nft, settled, table, tables_can_be_owned};
+use crate::lab::{ALL_PORTS, FAR, Firewall, Lab, PROGRAM, ip, nft, settled, table, tables_can_be_owned};
 use crate::objects::Pod;
 
 const ISOLATED: &str = "{podSelector: {}, policyTypes: [Ingress, Egress]}";
@@ -199,6 +199,18 @@ fn cleanup_removes_the_table_and_nothing_of_others() {
     lab.check("all isolation has ended", &ALL_PORTS, |_| true);
     let (succeeded, output, log) = lab.run("n1", &["cleanup"]);
     assert!(succeeded && output.contains("not there"), "a second time: {output}{log}");
+}
+
+#[test]
+fn cleanup_goes_on_when_nobody_reads_what_it_tells() {
+    let (lab, mut firewall) = isolated(Attachment::Bridge, &[]);
+    firewall.terminate();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut cleanup = firewall.namespace().command(PROGRAM);
+    let done = cleanup.arg("cleanup").stdout(writer).output().expect("nsenter");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    lab.check("all isolation has ended", &ALL_PORTS, |_| true);
 }
 
 #[test]
