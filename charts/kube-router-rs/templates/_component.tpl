@@ -6,7 +6,8 @@ ClusterRole and metrics objects. A component's file (see firewall.yaml) calls
   root    the chart's top context
   name    name of crate, image, DaemonSet and everything else it owns
   values  its section of values.yaml
-  rules   list of ClusterRole rules: what it watches, and nothing more
+  rules   list of ClusterRole rules: what it watches, and nothing more;
+          nodeEvents adds create on events for DaemonSets
   args    list of arguments of its own; the common ones are added here
 
 and, where it needs them,
@@ -99,7 +100,11 @@ kind: ClusterRole
 metadata:
   name: {{ .name }}
   labels: {{- include "kube-router-rs.labels" . | nindent 4 }}
-rules: {{- toYaml .rules | nindent 2 }}
+{{- $rules := .rules }}
+{{- if and .root.Values.nodeEvents.enabled (ne (.kind | default "DaemonSet") "Deployment") }}
+{{- $rules = append $rules (dict "apiGroups" (list "") "resources" (list "events") "verbs" (list "create")) }}
+{{- end }}
+rules: {{- toYaml $rules | nindent 2 }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding

@@ -72,6 +72,9 @@ args:
   {{- if .values.hostSysctl.enabled }}
   - --sysctl-root=/host/proc/sys
   {{- end }}
+  {{- if .root.Values.nodeEvents.enabled }}
+  - --node-events
+  {{- end }}
   {{- with .values.extraArgs }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

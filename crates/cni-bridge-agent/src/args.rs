@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use node_runtime::{CommonArgs, Program};
+use node_runtime::{CommonArgs, NodeArgs, Program};
 
 use crate::owned;
 use crate::plan::mtu::{Encapsulation, Overlay, Wanted};
@@ -30,6 +30,9 @@ pub struct Cli {
     /// Common flags.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Flags of what runs on each node.
+    #[command(flatten)]
+    pub node: NodeArgs,
     /// The agent's own flags.
     #[command(flatten)]
     pub agent: AgentArgs,

@@ -1,13 +1,15 @@
 //! The commands: what is connected to what in each of them.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Context;
+use common_informer::node_events::NodeEvents;
 use common_informer::object::Kind;
 use common_informer::{Informer, Options, Source};
 use kernel_netlink::route::Socket;
 use kernel_netlink::sysctl::Sysctls;
-use node_runtime::{Cause, CommonArgs, Controller, Daemon, Health, Waker};
+use node_runtime::{Cause, CommonArgs, Controller, Daemon, Health, NodeArgs, Waker};
 
 use crate::apply::plugin;
 use crate::apply::status::{self, Bridge};
@@ -27,7 +29,7 @@ pub const KINDS: [Kind; 1] = [Kind::Node];
 /// With what was tried, for the operator.
 pub fn run() -> anyhow::Result<()> {
     let parsed = node_runtime::args::parse::<Cli>(&PROGRAM);
-    let Cli { command, common, agent } = parsed.cli;
+    let Cli { command, common, node, agent } = parsed.cli;
     let config = agent.into_config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -35,7 +37,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Run => {
                 let daemon = Daemon::start(&PROGRAM, &common)?;
                 parsed.ignored.warn();
-                keep(daemon, &common, config).await
+                keep(daemon, &common, node, config).await
             }
             Command::Plan => {
                 node_runtime::log::init(common.log_format, common.verbosity)?;
@@ -51,7 +53,7 @@ pub fn run() -> anyhow::Result<()> {
 }
 
 /// Installs, writes, and keeps it right until a signal.
-async fn keep(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+async fn keep(daemon: Daemon, common: &CommonArgs, flags: NodeArgs, config: Config) -> anyhow::Result<()> {
     let Config { once, plan, files, set_network_available, sysctl_root } = config;
     let name = common.resolve_node_name()?;
     let plugin = plugin_of(&files)?;
@@ -70,6 +72,11 @@ async fn keep(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Re
     let metrics = Metrics::new(&daemon.registry)?;
     let common_metrics = daemon.registry.common().clone();
     let (waker, health) = (daemon.waker.clone(), daemon.health.clone());
+    if flags.node_events && !once {
+        let health = daemon.health.clone();
+        let events = NodeEvents::new(source(common), PROGRAM.name, name.clone());
+        tokio::spawn(events.run(move || health.report(Instant::now()).degraded));
+    }
     let make = move || -> anyhow::Result<_> {
         if !once {
             watch(&files, waker, health);

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common_informer::decode::ServiceDetail;
+use common_informer::node_events::NodeEvents;
 use common_informer::object::{Change, Family, Kind, Object, TrafficPolicy};
 use common_informer::{Informer, Options, Source};
 use futures::stream::{self, StreamExt as _};
@@ -310,6 +311,7 @@ async fn informer_follows_a_real_api_server_through_restarts() {
 
     follows_changes(&client, &mut consumer).await;
     reads_a_service_with_its_defaults(&client, &mut consumer).await;
+    takes_an_event_of_the_node(&cluster, &client).await;
     lists_two_thousand_pods(&cluster, &client, &mut consumer).await;
 
     // One pod goes and one comes right after the restart, before the informer's wait has passed.
@@ -410,6 +412,21 @@ async fn reads_a_service_with_its_defaults(client: &Client, consumer: &mut Consu
             |objects| matches!(objects.get("Node n1"), Some(Object::Node(node)) if node.pod_cidrs.len() == 1),
         )
         .await;
+}
+
+/// What is told of a node is found by the field that `kubectl describe node` asks by.
+async fn takes_an_event_of_the_node(cluster: &Cluster, client: &Client) {
+    let source = Source::Api { kubeconfig: Some(cluster.kubeconfig()), master: None };
+    let mut events = NodeEvents::new(source, "npc-firewall", "n1".to_owned());
+    let wrong = [("bridge_not_filtered", "bridge-nf-call-iptables is 0".to_owned())];
+    let start = std::time::Instant::now();
+    events.look(start, &wrong).await.unwrap();
+    events.look(start + Duration::from_secs(60), &wrong).await.unwrap();
+    let path =
+        "/api/v1/namespaces/default/events?fieldSelector=involvedObject.kind=Node,involvedObject.uid=n1";
+    let list: Value = client.request(Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
+    assert_eq!(list["items"].as_array().unwrap().len(), 1, "{list}");
+    assert_eq!(list["items"][0]["reason"], "BridgeNotFiltered");
 }
 
 /// The running informer sees them by watching, a new one by listing pages.

@@ -80,6 +80,14 @@ pub struct CommonArgs {
     pub verbosity: u8,
 }
 
+/// Flags of the daemons that run on each node.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct NodeArgs {
+    /// Tell what is wrong for long as Events about the Node too; takes create on events
+    #[arg(long)]
+    pub node_events: bool,
+}
+
 impl CommonArgs {
     /// The node's name by flag or `NODE_NAME`, else the host name in lower case, as the kubelet does it.
     ///

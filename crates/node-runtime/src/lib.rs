@@ -30,7 +30,7 @@ mod process;
 mod schedule;
 pub mod shutdown;
 
-pub use args::CommonArgs;
+pub use args::{CommonArgs, NodeArgs};
 pub use controller_loop::{
     Cause, Controller, Degradation, Inspector, LoopError, SyncError, SyncReport, Waker, Wakeups,
 };

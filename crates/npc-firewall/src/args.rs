@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kernel_nft::IpVersion;
-use node_runtime::{CommonArgs, Program};
+use node_runtime::{CommonArgs, NodeArgs, Program};
 
 use crate::plan::{DenyAction, Established, PlanConfig};
 
@@ -25,6 +25,9 @@ pub struct Cli {
     /// Common flags.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Flags of what runs on each node.
+    #[command(flatten)]
+    pub node: NodeArgs,
     /// The firewall's own flags.
     #[command(flatten)]
     pub firewall: FirewallArgs,

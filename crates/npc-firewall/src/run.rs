@@ -1,14 +1,15 @@
 //! The commands: what is connected to what in each of them.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use common_informer::node_events::NodeEvents;
 use common_informer::object::{Batch, Kind};
 use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
 use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags, conntrack};
-use node_runtime::{Cause, CommonArgs, Controller, Daemon, Waker};
+use node_runtime::{Cause, CommonArgs, Controller, Daemon, NodeArgs, Waker};
 
 use crate::apply::Marks;
 use crate::apply::sysctl::Sysctls;
@@ -31,7 +32,7 @@ pub const KINDS: [Kind; 4] = [Kind::Namespace, Kind::NetworkPolicy, Kind::Pod, K
 /// With what was tried, for the operator.
 pub fn run() -> anyhow::Result<()> {
     let parsed = node_runtime::args::parse::<Cli>(&PROGRAM);
-    let Cli { command, common, firewall } = parsed.cli;
+    let Cli { command, common, node, firewall } = parsed.cli;
     let config = firewall.into_config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -39,7 +40,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Run => {
                 let daemon = Daemon::start(&PROGRAM, &common)?;
                 parsed.ignored.warn();
-                enforce(daemon, &common, config).await
+                enforce(daemon, &common, node, config).await
             }
             Command::Plan => {
                 look(&common)?;
@@ -56,7 +57,7 @@ pub fn run() -> anyhow::Result<()> {
     })
 }
 
-async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+async fn enforce(daemon: Daemon, common: &CommonArgs, flags: NodeArgs, config: Config) -> anyhow::Result<()> {
     let node = common.resolve_node_name()?;
     let informer = Informer::start(&source(common), &KINDS).await?;
     let status = informer.status();
@@ -65,6 +66,11 @@ async fn enforce(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow:
     let common_metrics = daemon.registry.common().clone();
     let waker = daemon.waker.clone();
     let once = config.once;
+    if flags.node_events && !once {
+        let health = daemon.health.clone();
+        let events = NodeEvents::new(source(common), PROGRAM.name, node.clone());
+        tokio::spawn(events.run(move || health.report(Instant::now()).degraded));
+    }
     let make = move || -> anyhow::Result<_> {
         let mut nft = open_nftables()?;
         let owned =

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use common_informer::object::{Family, ObjectKey};
 use ipnet::IpNet;
 use kernel_netlink::ipvs::{Scheduler, Timeouts};
-use node_runtime::{CommonArgs, Program};
+use node_runtime::{CommonArgs, NodeArgs, Program};
 
 use crate::model::addresses::NodePortAddresses;
 use crate::model::admission::Admission;
@@ -32,6 +32,9 @@ pub struct Cli {
     /// Common flags.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// Flags of what runs on each node.
+    #[command(flatten)]
+    pub node: NodeArgs,
     /// The proxy's own flags.
     #[command(flatten)]
     pub proxy: ProxyArgs,

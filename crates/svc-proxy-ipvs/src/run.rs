@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use common_informer::decode::ServiceDetail;
 use common_informer::endpoints::{Place, explain};
+use common_informer::node_events::NodeEvents;
 use common_informer::object::{Batch, Change, Kind, Object, ObjectKey};
 use common_informer::problem::Problems;
 use common_informer::{CollectError, Informer, Options, Source};
@@ -14,7 +15,7 @@ use kernel_netlink::ipvs;
 use kernel_netlink::route::{self, Event, RouteFilter, RouteProtocol, Scope};
 use kernel_netlink::sysctl::Sysctls;
 use kernel_nft::{Family, Monitor, Nftables, Socket, TableFlags};
-use node_runtime::{Cause, CommonArgs, Daemon, Waker};
+use node_runtime::{Cause, CommonArgs, Daemon, NodeArgs, Waker};
 use tokio::runtime::Handle;
 
 use crate::apply::health::Health;
@@ -38,7 +39,7 @@ pub const KINDS: [Kind; 3] = [Kind::EndpointSlice, Kind::Node, Kind::Service];
 /// With what was tried, for the operator.
 pub fn run() -> anyhow::Result<()> {
     let parsed = node_runtime::args::parse::<Cli>(&PROGRAM);
-    let Cli { command, common, proxy } = parsed.cli;
+    let Cli { command, common, node, proxy } = parsed.cli;
     let config = proxy.into_config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -46,7 +47,7 @@ pub fn run() -> anyhow::Result<()> {
         if command == Command::Run {
             let daemon = Daemon::start(&PROGRAM, &common)?;
             parsed.ignored.warn();
-            return serve(daemon, &common, config).await;
+            return serve(daemon, &common, node, config).await;
         }
         node_runtime::log::init(common.log_format, common.verbosity)?;
         parsed.ignored.warn();
@@ -62,7 +63,7 @@ pub fn run() -> anyhow::Result<()> {
     })
 }
 
-async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::Result<()> {
+async fn serve(daemon: Daemon, common: &CommonArgs, flags: NodeArgs, config: Config) -> anyhow::Result<()> {
     let node = common.resolve_node_name()?;
     let informer = Informer::start_with(&source(common), &KINDS, options(&node)).await?;
     let status = informer.status();
@@ -71,6 +72,11 @@ async fn serve(daemon: Daemon, common: &CommonArgs, config: Config) -> anyhow::R
     let common_metrics = daemon.registry.common().clone();
     let waker = daemon.waker.clone();
     let once = config.once;
+    if flags.node_events && !once {
+        let health = daemon.health.clone();
+        let events = NodeEvents::new(source(common), PROGRAM.name, node.clone());
+        tokio::spawn(events.run(move || health.report(Instant::now()).degraded));
+    }
     // On this runtime, which is never blocked: the loop's own is while it talks to the kernel.
     let health = Health::new(Handle::current(), daemon.health.clone(), waker.clone());
     let health = (!once).then(|| health.serve_healthz(config.healthz_port, config.plan.families.clone()));

@@ -20,7 +20,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -53,6 +53,7 @@ pub(crate) enum Fault {
 pub(crate) enum Verb {
     List,
     Watch,
+    Create,
 }
 
 #[derive(Default)]
@@ -69,6 +70,8 @@ struct Store {
     sent: BTreeMap<String, u64>,
     /// The query of each request, by plural and verb.
     requests: Vec<(String, Verb, String)>,
+    /// What was created by requests.
+    created: Vec<Value>,
 }
 
 /// See the module.
@@ -129,7 +132,7 @@ impl Server {
                 connections.spawn(async move {
                     let serve = service_fn(move |request| {
                         let handler = handler.clone();
-                        async move { handler.serve(&request).await }
+                        async move { handler.serve(request).await }
                     });
                     // An error is what a broken connection looks like from here.
                     let _ = hyper::server::conn::http1::Builder::new()
@@ -230,6 +233,11 @@ impl Server {
         self.event(plural, json!({"type": "BOOKMARK", "object": object}));
     }
 
+    /// What was created by requests.
+    pub(crate) fn created(&self) -> Vec<Value> {
+        self.store.lock().unwrap().created.clone()
+    }
+
     /// How often a plural was listed (first pages) or watched, and with which queries.
     pub(crate) fn requests(&self, plural: &str, verb: Verb) -> Vec<String> {
         let store = self.store.lock().unwrap();
@@ -247,7 +255,7 @@ struct Handler {
 }
 
 impl Handler {
-    async fn serve(&self, request: &Request<Incoming>) -> Result<Response<Body>, io::Error> {
+    async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
         let plural = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         let query: BTreeMap<String, String> = request
             .uri()
@@ -257,7 +265,11 @@ impl Handler {
             .filter_map(|pair| pair.split_once('='))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
-        let verb = if query.contains_key("watch") { Verb::Watch } else { Verb::List };
+        let verb = match request.method() {
+            &Method::POST => Verb::Create,
+            _ if query.contains_key("watch") => Verb::Watch,
+            _ => Verb::List,
+        };
         let fault = {
             let mut store = self.store.lock().unwrap();
             let text = request.uri().query().unwrap_or_default().to_owned();
@@ -274,6 +286,11 @@ impl Handler {
         match verb {
             Verb::List => self.list(&plural, &query, fault.as_ref()),
             Verb::Watch => Ok(self.watch(plural, &query, fault)),
+            Verb::Create => {
+                let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+                self.store.lock().unwrap().created.push(serde_json::from_slice(&body)?);
+                Ok(answer(201, String::from_utf8_lossy(&body).into_owned()))
+            }
         }
     }
 

@@ -14,19 +14,19 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::{Client, Resource as _};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::WriteError;
-use super::lease::{Leadership, random};
+use super::lease::Leadership;
 use crate::model::claim::Problem;
 use crate::owned::FIELD_MANAGER;
 use crate::plan::writes::{StatusChange, Write};
+use common_informer::event;
 use common_informer::object::{ObjectKey, Uid};
 
 /// Requests at the same time.
@@ -36,8 +36,6 @@ const ATTEMPTS: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// Events that wait to be sent; more are dropped.
 const NOTES: usize = 1024;
-/// Longest message of an Event. K8S: `NoteLengthLimit`.
-const MESSAGE_LIMIT: usize = 1024;
 
 /// The API server, as the controller writes to it.
 pub trait ServiceStatus {
@@ -194,13 +192,8 @@ impl Sender {
     }
 
     async fn event(&self, note: &Note) -> Result<(), WriteError> {
-        let api = Api::<Event>::namespaced(self.client.clone(), &note.key.namespace);
         let event = event(note, Timestamp::now());
-        self.limited(async {
-            api.create(&PostParams::default(), &event).await?;
-            Ok(())
-        })
-        .await
+        self.limited(async { Ok(event::send(&self.client, &event).await?) }).await
     }
 }
 
@@ -222,31 +215,14 @@ fn applied(write: &Write) -> (Value, bool) {
 }
 
 fn event(note: &Note, now: Timestamp) -> Event {
-    let mut message = note.problem.message.clone();
-    message.truncate(message.floor_char_boundary(MESSAGE_LIMIT));
-    // K8S: client-go names Events so; a Service's name may have 63 letters.
-    let name = format!("{}.{:016x}", note.key.name, random());
-    Event {
-        metadata: ObjectMeta {
-            namespace: Some(note.key.namespace.to_string()),
-            name: Some(name),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            namespace: Some(note.key.namespace.to_string()),
-            name: Some(note.key.name.to_string()),
-            uid: note.uid.map(|uid| uid.to_string()),
-            ..ObjectReference::default()
-        },
-        type_: Some("Warning".to_owned()),
-        reason: Some(note.problem.reason.as_str().to_owned()),
-        message: Some(message),
-        source: Some(EventSource { component: Some(FIELD_MANAGER.to_owned()), ..EventSource::default() }),
-        count: Some(1),
-        first_timestamp: Some(Time(now)),
-        last_timestamp: Some(Time(now)),
-        ..Event::default()
-    }
+    let about = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        namespace: Some(note.key.namespace.to_string()),
+        name: Some(note.key.name.to_string()),
+        uid: note.uid.map(|uid| uid.to_string()),
+        ..ObjectReference::default()
+    };
+    let source = EventSource { component: Some(FIELD_MANAGER.to_owned()), ..EventSource::default() };
+    event::warning(about, note.problem.reason.as_str(), &note.problem.message, source, now)
 }
