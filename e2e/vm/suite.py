@@ -29,6 +29,8 @@ class Suite:
     test: str = ""
     bench: str = ""
     features: list[str] = field(default_factory=list)
+    # Binaries of other packages that the tests start.
+    programs: list[str] = field(default_factory=list)
     # Files and folders of the project that the tests read.
     files: list[str] = field(default_factory=list)
     # Threads of the test harness; as many as there are processors if absent.
@@ -59,25 +61,35 @@ def build(suites):
     # Crates are compiled anew for each choice of packages and features: that of another lane can be given.
     shared = shlex.split(os.environ.get("VM_CARGO_FLAGS") or "")
     programs = compile_suites(["test", *shared], tests, not shared) if tests else []
-    return programs + (compile_suites(["bench"], benches, True) if benches else [])
+    programs += compile_suites(["bench"], benches, True) if benches else []
+    # A program of its own package is built with a suite.
+    if names := sorted({name for suite in suites for name in suite.programs}):
+        words = ["build", *shared, *(f"--bin={name}" for name in names)]
+        words += [] if shared else [f"--package={name}" for name in names]
+        programs += [executable for executable, message in cargo(words) if message["target"]["kind"] == ["bin"]]
+    return list(dict.fromkeys(programs))
+
+
+def cargo(words):
+    """Has cargo build something; gives each program with what cargo says of it."""
+    words = ["cargo", *words, "--message-format=json-render-diagnostics"]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Failed("cargo failed")
+    messages = map(json.loads, done.stdout.splitlines())
+    return [(Path(message["executable"]), message) for message in messages if message.get("executable")]
 
 
 def compile_suites(command, suites, named):
     """Has one command of cargo build suites, of their own packages only if `named`."""
-    words = ["cargo", *command, "--no-run", "--message-format=json-render-diagnostics"]
+    words = [*command, "--no-run"]
     for suite in suites:
         words += [f"--test={suite.test}" if suite.test else f"--bench={suite.bench}"]
         words += [f"--features={suite.package}/{name}" for name in suite.features]
         words += ["-p", suite.package] if named else []
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise Failed("cargo failed")
     programs = []
-    for line in done.stdout.splitlines():
-        message = json.loads(line)
-        if not message.get("executable"):
-            continue
-        path, target = Path(message["executable"]), message["target"]
+    for path, message in cargo(words):
+        target = message["target"]
         # Packages are in folders of their names.
         folder = Path(message["manifest_path"]).parent
         if target["kind"] == ["bin"] and folder.name in {suite.package for suite in suites}:

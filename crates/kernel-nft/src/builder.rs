@@ -262,6 +262,18 @@ impl Rule {
         self.interface(MetaKey::OifName, name)
     }
 
+    /// `iif 0`: the packet came in by no interface. At `output` that is every one, at `forward` and `input` none.
+    #[must_use]
+    pub fn no_input_interface(self) -> Self {
+        self.expression(Expr::Meta { key: MetaKey::Iif, dreg: FIRST }).cmp(CmpOp::Eq, &[0; 4])
+    }
+
+    /// `meta iifkind "…"`: the packet came in by an interface of that kind (`bridge`, `veth`, …).
+    #[must_use]
+    pub fn input_kind(self, kind: &str) -> Self {
+        self.interface(MetaKey::IifKind, kind)
+    }
+
     fn interface(self, key: MetaKey, name: &str) -> Self {
         let mut bytes = name.as_bytes().to_vec();
         bytes.resize(IFNAMSIZ, 0);

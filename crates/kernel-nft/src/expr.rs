@@ -31,10 +31,14 @@ pub enum MetaKey {
     NfProto,
     /// `meta mark`
     Mark,
+    /// `iif`
+    Iif,
     /// `iifname`
     IifName,
     /// `oifname`
     OifName,
+    /// `meta iifkind` (Linux 5.1)
+    IifKind,
 }
 
 /// Where `payload` reads from (`NFT_PAYLOAD_*_HEADER`).

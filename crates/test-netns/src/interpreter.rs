@@ -297,8 +297,12 @@ impl<'a> Machine<'a> {
             MetaKey::L4Proto => vec![self.packet.protocol],
             MetaKey::NfProto => vec![if self.packet.source.is_ipv4() { 2 } else { 10 }],
             MetaKey::Mark => self.outcome.mark.to_ne_bytes().to_vec(),
+            // Numbers of devices are not known, but for none.
+            MetaKey::Iif => u32::from(!self.packet.iif.is_empty()).to_ne_bytes().to_vec(),
             MetaKey::IifName => ifname(self.packet.iif),
             MetaKey::OifName => ifname(self.packet.oif),
+            // Its devices are of no kind.
+            MetaKey::IifKind => ifname(""),
         }
     }
 

@@ -34,6 +34,8 @@ enum Kind {
     CtStatus,
     FibType,
     TcpFlags,
+    /// Number of an interface; 0 is none.
+    Index,
     Unknown,
 }
 
@@ -354,6 +356,7 @@ fn datum(slot: &Slot, data: &[u8]) -> String {
         (Kind::NfProto, [10]) => "ipv6".to_owned(),
         (Kind::CtDirection, [0]) => "original".to_owned(),
         (Kind::CtDirection, [1]) => "reply".to_owned(),
+        (Kind::Index, &[a, b, c, d]) => u32::from_ne_bytes([a, b, c, d]).to_string(),
         (Kind::FibType, &[a, b, c, d]) => route_type(u32::from_ne_bytes([a, b, c, d])),
         _ => value::hex(data),
     }
@@ -427,8 +430,10 @@ fn meta(key: MetaKey) -> Slot {
         MetaKey::L4Proto => Slot::new("meta l4proto".to_owned(), Kind::Data(DataType::InetProto), 1),
         MetaKey::NfProto => Slot::new("meta nfproto".to_owned(), Kind::NfProto, 1),
         MetaKey::Mark => Slot::new("meta mark".to_owned(), Kind::Data(DataType::Mark), 1),
+        MetaKey::Iif => Slot::new("iif".to_owned(), Kind::Index, 1),
         MetaKey::IifName => Slot::new("iifname".to_owned(), Kind::Data(DataType::Ifname), 4),
         MetaKey::OifName => Slot::new("oifname".to_owned(), Kind::Data(DataType::Ifname), 4),
+        MetaKey::IifKind => Slot::new("meta iifkind".to_owned(), Kind::Data(DataType::Ifname), 4),
     }
 }
 

@@ -80,8 +80,10 @@ fn known(name: &str, attributes: Attributes<'_>) -> Option<Expr> {
 fn meta(kinds: &Kinds<'_, 4>) -> Option<Expr> {
     let key = match kinds.u32(META_KEY)? {
         META_KEY_MARK => MetaKey::Mark,
+        META_KEY_IIF => MetaKey::Iif,
         META_KEY_IIFNAME => MetaKey::IifName,
         META_KEY_OIFNAME => MetaKey::OifName,
+        META_KEY_IIFKIND => MetaKey::IifKind,
         META_KEY_NFPROTO => MetaKey::NfProto,
         META_KEY_L4PROTO => MetaKey::L4Proto,
         _ => return None,

@@ -277,8 +277,10 @@ fn register(register: Register) -> Result<u32, &'static str> {
 fn meta_key(key: MetaKey) -> u32 {
     match key {
         MetaKey::Mark => META_KEY_MARK,
+        MetaKey::Iif => META_KEY_IIF,
         MetaKey::IifName => META_KEY_IIFNAME,
         MetaKey::OifName => META_KEY_OIFNAME,
+        MetaKey::IifKind => META_KEY_IIFKIND,
         MetaKey::NfProto => META_KEY_NFPROTO,
         MetaKey::L4Proto => META_KEY_L4PROTO,
     }

@@ -169,13 +169,15 @@ impl Random {
             IpVersion::V4 => typed(&[Ipv4Addr, InetProto, InetService]),
             IpVersion::V6 => typed(&[Ipv6Addr, InetProto, InetService]),
         };
-        match self.below(22) {
+        match self.below(24) {
             13 => {
                 let mask = *self.pick(&[0x00ff_0000, 0xff00, 0xff00_0000, 1, u32::MAX]);
                 rule.mark_equals(mask, (self.next() as u32) & mask)
             }
             14 => rule.input_interface(self.pick::<&str>(&["eth0", "kube-dummy-if", "br*"])),
             15 => rule.output_interface(self.pick::<&str>(&["eth0", "kube-bridge"])),
+            23 => rule.no_input_interface(),
+            22 => rule.input_kind(self.pick::<&str>(&["bridge", "veth"])),
             16 => rule.ct_status(match self.below(3) {
                 0 => &[CtStatus::Dnat],
                 1 => &[CtStatus::Snat, CtStatus::Dnat],

@@ -12,8 +12,8 @@
 //! next packet of the original direction.
 
 use kernel_nft::{
-    BaseChain, Chain, ChainType, CtState, DataType, Family, Hook, IpVersion, Journal, Key, MapsTo, Name,
-    Reject, Rule, Ruleset, SetSpec, Side, Table, TableFlags, Value,
+    BaseChain, Chain, ChainType, CtState, CtStatus, DataType, Family, Hook, IpVersion, Journal, Key, MapsTo,
+    Name, Reject, Rule, Ruleset, SetSpec, Side, Table, TableFlags, Value,
 };
 
 use super::{DenyAction, Established, PlanConfig};
@@ -144,6 +144,14 @@ fn deny(config: &PlanConfig, direction: Direction) -> Chain {
     rules.push(Rule::new().counter_ref(deny_chain(direction)));
     match config.deny {
         DenyAction::Reject => {
+            // KERNEL: nf_send_reset() sends the reset of a packet that came in by a bridge straight back to its port,
+            // past the hook that would give it the Service's address, so nobody would know it. An ICMP error does not
+            // go that way. What IPVS sends is at `output` and does not tell that it came by a bridge; a connection that
+            // is established gets its reset there, since an ICMP error would not end it.
+            let translated = Rule::new().l4proto(TCP).ct_status(&[CtStatus::Dnat]).input_kind("bridge");
+            rules.push(translated.reject(Reject::AdminProhibited));
+            let by_ipvs = Rule::new().l4proto(TCP).ct_state(&[CtState::New]).no_input_interface();
+            rules.push(by_ipvs.reject(Reject::AdminProhibited));
             rules.push(Rule::new().l4proto(TCP).reject(Reject::TcpReset));
             rules.push(Rule::new().reject(Reject::AdminProhibited));
         }

@@ -198,11 +198,7 @@ fn what_goes_through_a_service_is_judged_by_its_real_ends() {
             for to in addresses(number) {
                 for protocol in TCP_AND_UDP {
                     let outcome = lab.probe(from, to, protocol, 80);
-                    // KERNEL: nf_send_reset() sends the reset of a packet that came in by a bridge straight
-                    // back to its port, past the hook that would translate its source: nobody knows it.
-                    let lost = attachment == Attachment::Bridge && protocol == Protocol::Tcp;
-                    let refused = outcome.is_rejected() || (lost && outcome == Outcome::TimedOut);
-                    let right = if passes { outcome.is_connected() } else { refused };
+                    let right = if passes { outcome.is_connected() } else { outcome.is_rejected() };
                     assert!(right, "{attachment:?} {case}: {from} -> {to} {protocol}: {outcome}");
                 }
             }
