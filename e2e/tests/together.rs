@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -15,6 +16,9 @@ use test_netns::{Attachment, Cluster, ClusterSpec, Daemon, Family, Flow, Outcome
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
 const RANGES: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
+const EXTERNAL: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
+/// Pods that are served by direct return as well, at an external address.
+const DIRECT: [&str; 2] = ["y/a", "y/b"];
 /// A Service of no use: when one port of it is in the firewall's table, so is everything that came with it.
 const MARKER: &str = "10.96.255.254";
 const NODE_PORT: u16 = 30080;
@@ -44,6 +48,12 @@ impl Lab {
                     .expect("set");
             }
         }
+        let mut routes = String::new();
+        for (range, family) in EXTERNAL.into_iter().zip(BOTH) {
+            let way = cluster.address("n1", family).expect("an address");
+            writeln!(routes, "route add {range} via {way}").expect("a string");
+        }
+        cluster.namespace("outside").expect("a host").ip(&routes).expect("routes");
         let folder = TempDir::with_prefix("together-test-").expect("a folder");
         let mut lab = Self { cluster, folder, firewalls: vec![], _proxies: vec![], marker: 0 };
         lab.write("");
@@ -58,14 +68,36 @@ impl Lab {
             };
             lab.cluster.nodes().map(start).collect()
         };
-        let range = format!("--service-cluster-ip-range={}", RANGES.join(","));
+        let flags = [
+            format!("--service-cluster-ip-range={}", RANGES.join(",")),
+            format!("--service-external-ip-range={}", EXTERNAL.join(",")),
+            format!("--netns-dir={}", lab.namespaces().display()),
+        ];
         let (firewalls, proxies) =
-            (start("npc-firewall", 20244, &[]), start("svc-proxy-ipvs", 20246, &[range]));
+            (start("npc-firewall", 20244, &[]), start("svc-proxy-ipvs", 20246, &flags));
         for daemon in firewalls.iter().chain(&proxies) {
             until(PATIENCE, "ready", || daemon.log(), || daemon.is_ready());
         }
         (lab.firewalls, lab._proxies) = (firewalls, proxies);
         lab
+    }
+
+    /// A folder like `/run/netns`, of all nodes.
+    fn namespaces(&self) -> PathBuf {
+        let folder = self.folder.path().join("netns");
+        fs::create_dir(&folder).expect("a folder");
+        for pod in self.cluster.pods() {
+            let namespace = self.cluster.namespace(pod).expect("a pod");
+            symlink(namespace.path(), folder.join(format!("cni-{}", pod.replace('/', "-")))).expect("a link");
+        }
+        folder
+    }
+
+    /// External addresses of a pod.
+    fn direct(&self, pod: &str) -> [IpAddr; 2] {
+        let number = 1 + DIRECT.iter().position(|name| *name == pod).expect("a pod of these");
+        [format!("203.0.113.{number}"), format!("2001:db8:113::{number}")]
+            .map(|ip| ip.parse().expect("an address"))
     }
 
     fn addresses(&self, host: &str) -> [IpAddr; 2] {
@@ -102,30 +134,51 @@ impl Lab {
         for pod in self.cluster.pods() {
             let (namespace, name) = pod.split_once('/').expect("namespace/name");
             let node = self.cluster.host(pod).expect("a pod").node.clone().expect("a node");
-            let ([v4, v6], [vip4, vip6]) = (self.addresses(pod), self.service(pod));
-            let kind = if pod == "y/b" { "NodePort" } else { "ClusterIP" };
-            let node_port = if pod == "y/b" { format!(", nodePort: {NODE_PORT}") } else { String::new() };
+            let [v4, v6] = self.addresses(pod);
             add(&format!(
-                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: '{namespace}', \
-                 labels: {{pod: {name}}}}}, spec: {{nodeName: {node}}}, \
-                 status: {{phase: Running, podIPs: [{{ip: {v4}}}, {{ip: '{v6}'}}]}}}}"
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: '{namespace}'}}, \
+                 spec: {{nodeName: {node}}}, status: {{phase: Running, podIPs: [{{ip: {v4}}}, {{ip: '{v6}'}}]}}}}"
             ));
-            add(&format!(
-                "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: '{namespace}'}}, \
-                 spec: {{type: {kind}, clusterIP: {vip4}, clusterIPs: [{vip4}, '{vip6}'], ipFamilies: [IPv4, IPv6], \
-                 ipFamilyPolicy: RequireDualStack, ports: [\
-                 {{name: tcp, protocol: TCP, port: 80, targetPort: 8080{node_port}}}, \
-                 {{name: udp, protocol: UDP, port: 80, targetPort: 8080}}]}}}}"
-            ));
-            for (family, ip) in [("IPv4", v4), ("IPv6", v6)] {
-                add(&format!(
-                    "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: {family}, \
-                     metadata: {{name: {name}-{}, namespace: '{namespace}', \
-                     labels: {{kubernetes.io/service-name: {name}}}}}, \
-                     ports: [{{name: tcp, protocol: TCP, port: 8080}}, {{name: udp, protocol: UDP, port: 8080}}], \
-                     endpoints: [{{addresses: ['{ip}'], nodeName: {node}, conditions: {{ready: true}}}}]}}",
-                    family.to_lowercase()
+            let [vip4, vip6] = self.service(pod);
+            let (kind, node_port) = match pod.as_str() {
+                "y/b" => ("NodePort", format!(", nodePort: {NODE_PORT}")),
+                _ => ("ClusterIP", String::new()),
+            };
+            let mut services = vec![(
+                format!("name: {name}"),
+                format!(
+                    "type: {kind}, clusterIP: {vip4}, clusterIPs: [{vip4}, '{vip6}'], ports: [\
+                     {{name: tcp, protocol: TCP, port: 80, targetPort: 8080{node_port}}}, \
+                     {{name: udp, protocol: UDP, port: 80, targetPort: 8080}}]"
+                ),
+            )];
+            if DIRECT.contains(&pod.as_str()) {
+                let [external4, external6] = self.direct(pod);
+                services.push((
+                    format!("name: {name}-direct, annotations: {{kube-router.io/service.dsr: tunnel}}"),
+                    format!(
+                        "type: ClusterIP, clusterIP: {vip4}0, clusterIPs: [{vip4}0, '{vip6}0'], \
+                         externalIPs: [{external4}, '{external6}'], \
+                         ports: [{{name: tcp, protocol: TCP, port: 8080, targetPort: 8080}}]"
+                    ),
                 ));
+            }
+            for (number, (metadata, spec)) in services.iter().enumerate() {
+                let service = ["", "-direct"][number];
+                add(&format!(
+                    "{{apiVersion: v1, kind: Service, metadata: {{namespace: '{namespace}', {metadata}}}, \
+                     spec: {{ipFamilies: [IPv4, IPv6], ipFamilyPolicy: RequireDualStack, {spec}}}}}"
+                ));
+                for (family, ip) in [("IPv4", v4), ("IPv6", v6)] {
+                    add(&format!(
+                        "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: {family}, \
+                         metadata: {{name: {name}{service}-{}, namespace: '{namespace}', \
+                         labels: {{kubernetes.io/service-name: {name}{service}}}}}, \
+                         ports: [{{name: tcp, protocol: TCP, port: 8080}}, {{name: udp, protocol: UDP, port: 8080}}], \
+                         endpoints: [{{addresses: ['{ip}'], nodeName: {node}, conditions: {{ready: true}}}}]}}",
+                        family.to_lowercase()
+                    ));
+                }
             }
         }
         let folder = self.folder.path().join("manifests");
@@ -257,6 +310,42 @@ fn hold(attachment: Attachment) {
         lab.apply(&policies);
         for to in node {
             assert_eq!(reaches(&lab, to), passes, "from outside by a node port: {policies:?}");
+        }
+    }
+    hold_with_direct_return(&mut lab);
+}
+
+/// What is sent through a tunnel is judged by the addresses of the tunnel, at endpoints on the node that sends it too.
+fn hold_with_direct_return(lab: &mut Lab) {
+    // From n1: to a pod on a bridge, the bridge's address.
+    let ways = DIRECT.iter().flat_map(|pod| lab.addresses(pod)).map(|to| {
+        let route =
+            lab.cluster.namespace("n1").expect("a node").output("ip", &["route", "get", &to.to_string()], "");
+        let route = route.expect("a route");
+        let source =
+            route.split_once(" src ").expect("a source").1.split(' ').next().expect("an address").to_owned();
+        format!("{{ipBlock: {{cidr: '{source}/{}'}}}}", if to.is_ipv4() { 32 } else { 128 })
+    });
+    let nodes: Vec<_> = ways.collect();
+    let nodes = format!("{{podSelector: {{}}, ingress: [{{from: [{}]}}]}}", nodes.join(", "));
+    let reaches = |lab: &Lab, to, pod| {
+        let outcome = lab.cluster.probe("outside", to, Protocol::Tcp, 8080).expect("probed");
+        answered_by(&outcome, pod)
+    };
+    for (case, policies, passes) in [
+        ("without policies", vec![], true),
+        ("isolated", vec![("y/p", ISOLATED)], false),
+        ("the nodes are allowed", vec![("y/p", nodes.as_str())], true),
+    ] {
+        lab.apply(&policies);
+        for pod in DIRECT {
+            for to in lab.direct(pod) {
+                if passes {
+                    until(PATIENCE, &format!("{case}: {to} of {pod}"), String::new, || reaches(lab, to, pod));
+                } else {
+                    assert!(!reaches(lab, to, pod), "{case}: {to} of {pod}");
+                }
+            }
         }
     }
 }

@@ -26,6 +26,8 @@ pub const EXEMPT_SETS: [&str; 5] = ["self4", "self6", "service4", "service6", "n
 
 const ICMPV6_ALWAYS: [u8; 5] = [2, 133, 134, 135, 136];
 const TCP: u8 = 6;
+/// IPv4 and IPv6 in IP (RFC 2003, RFC 2473).
+const TUNNELS: [u8; 2] = [4, 41];
 
 /// The name of a thing that exists once for each IP version.
 pub fn versioned(stem: &str, version: IpVersion) -> Name {
@@ -215,6 +217,10 @@ fn hook(config: &PlanConfig, hook: Hook, generation: u32) -> Chain {
             // What this node answers must not mark the connection: neither the replies to a pod nor, above
             // all, the ICMP error by which an established connection has just been refused.
             rules.extend(replies());
+            // What IPVS sends through a tunnel (direct return) is others' traffic in packets of the node's own.
+            for protocol in TUNNELS {
+                rules.push(Rule::new().l4proto(protocol).goto(&"dispatch".into()));
+            }
             // K8S: traffic of the pod's own node is always allowed (kubelet probes).
             rules.push(Rule::new().address_is_local(Side::Source).goto(&ok_chain()));
             rules.push(Rule::new().goto(&"dispatch".into()));
