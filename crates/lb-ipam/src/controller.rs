@@ -132,10 +132,8 @@ impl<A: ServiceStatus> Allocator<A> {
             if let Some((metrics, _)) = &self.metrics {
                 metrics.conflicts.inc();
             }
-            let message = format!(
-                "{} is also that of Service {}, which is older and keeps it",
-                eviction.ip, eviction.keeper
-            );
+            let message =
+                format!("{} is also that of Service {}, which keeps it", eviction.ip, eviction.keeper);
             tracing::warn!(service = %eviction.key, message, "an address was given twice");
             self.tell(&eviction.key, Problem::new(Reason::AddressConflict, message));
         }

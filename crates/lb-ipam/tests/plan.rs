@@ -286,6 +286,48 @@ fn an_address_that_appears_at_a_service_of_others_is_given_to_nobody_else() {
     assert_eq!(rig.has("x/a"), "192.0.2.2");
 }
 
+/// The only problem of `x/asks`: who has the address.
+fn refused(rig: &Rig, ip: &str, by: &str) {
+    assert_eq!(rig.messages("x/asks"), [format!("{ip} is asked for, but Service x/{by} has it")]);
+}
+
+#[test]
+fn who_is_refused_an_address_is_told_that_its_holder_shares_it_no_more() {
+    let share = "kube-router.io/loadbalancer.share-key: k";
+    let mut rig = Rig::new(config(&["192.0.2.0/24"]));
+    rig.yaml(&(annotated("a", 1, 80, share) + &annotated("b", 2, 81, share)));
+    rig.settle();
+    let shown = |service: &str| {
+        service.replace("spec:", "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}, spec:")
+    };
+    // b has to leave, but shows it still; with a it could be shared.
+    rig.yaml(&shown(&service("b", 2, "", "")));
+    rig.yaml(&annotated("asks", 3, 81, &format!("{share}, kube-router.io/loadbalancer.ips: 192.0.2.1")));
+    assert_eq!((rig.has("x/a"), rig.has("x/b")), ("192.0.2.1".into(), "192.0.2.2".into()));
+    refused(&rig, "192.0.2.1", "b");
+    let update = rig.yaml(&shown(&service("a", 1, "", "")));
+    assert_eq!((rig.has("x/a"), rig.has("x/asks")), ("192.0.2.1".into(), String::new()));
+    refused(&rig, "192.0.2.1", "a");
+    assert!(update.changed.contains(&key("x/asks")));
+}
+
+#[test]
+fn who_is_refused_an_address_is_told_that_a_service_has_it_again_which_was_of_others() {
+    let mut rig = Rig::new(config(&["192.0.2.0/24"]));
+    rig.yaml(&showing("b", 1, "192.0.2.1"));
+    rig.yaml(&(service("asks", 2, ", loadBalancerIP: 192.0.2.1", "") + &service("a", 3, "", "")));
+    refused(&rig, "192.0.2.1", "b");
+    rig.yaml(&showing("b", 1, "192.0.2.1").replace("spec: {", "spec: {loadBalancerClass: acme.io/lb, "));
+    refused(&rig, "192.0.2.1", "b");
+    // Now a shows it as well, and is the first of the two by name.
+    rig.yaml(&showing("a", 3, "192.0.2.1"));
+    refused(&rig, "192.0.2.1", "a");
+    let update = rig.yaml(&showing("b", 1, "192.0.2.1"));
+    assert_eq!(rig.has("x/b"), "192.0.2.1");
+    refused(&rig, "192.0.2.1", "b");
+    assert!(update.changed.contains(&key("x/asks")));
+}
+
 #[test]
 fn an_address_asked_for_by_two_of_one_key_is_shared() {
     let share = |name, created, port| {

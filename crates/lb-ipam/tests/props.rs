@@ -289,6 +289,7 @@ impl Lab {
             self.world.services().map(|service| service.key.clone()).chain(touched.iter().cloned()).collect();
         let mut full = self.planner.clone();
         full.update(&self.world, &everything);
+        let before = plan(&self.planner);
         let update = self.planner.update(&self.world, touched);
         assert_eq!(plan(&self.planner), plan(&full), "incremental and full");
         let mut again = self.planner.clone();
@@ -296,6 +297,12 @@ impl Lab {
         assert_eq!(plan(&self.planner), plan(&again), "at rest");
         for touched in touched {
             assert!(update.changed.contains(touched));
+        }
+        for (key, now) in plan(&self.planner) {
+            assert!(
+                before.get(&key) == Some(&now) || update.changed.contains(&key),
+                "{key:?} became {now:?} unsaid"
+            );
         }
         self.check();
     }

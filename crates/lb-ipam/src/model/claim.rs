@@ -75,7 +75,7 @@ pub enum Reason {
     AddressNotInRange,
     /// The asked address belongs to another.
     AddressInUse,
-    /// Two Services had one address; this one is not the older.
+    /// Two Services had one address; this one lost it.
     AddressConflict,
     /// An annotation cannot be read, or asks for what the spec excludes.
     WishUnclear,

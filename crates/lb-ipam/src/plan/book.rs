@@ -30,17 +30,26 @@ pub struct Book {
     cursors: BTreeMap<IpAddr, u128>,
     /// Addresses of those that would share, by namespace and key.
     shared: BTreeMap<(Str, Str), BTreeMap<IpAddr, usize>>,
+    /// See [`Book::take_moved`].
+    moved: Vec<IpAddr>,
 }
 
 impl Book {
     /// All addresses free.
     pub fn new(pools: Arc<Pools>) -> Self {
-        Self { pools, taken: BTreeMap::new(), cursors: BTreeMap::new(), shared: BTreeMap::new() }
+        Self {
+            pools,
+            taken: BTreeMap::new(),
+            cursors: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            moved: Vec::new(),
+        }
     }
 
     /// `key` has `ip` from now on; `group` if it would share.
     pub fn hold(&mut self, ip: IpAddr, key: &ObjectKey, group: Option<&(Str, Str)>) {
         self.taken.entry(ip).or_default().holders.push(key.clone());
+        self.moved.push(ip);
         if let Some(group) = group {
             *self.shared.entry(group.clone()).or_default().entry(ip).or_default() += 1;
         }
@@ -65,6 +74,7 @@ impl Book {
     /// `key` shows `ip` from now on.
     pub fn show(&mut self, ip: IpAddr, key: &ObjectKey) {
         self.taken.entry(ip).or_default().shown_by.push(key.clone());
+        self.moved.push(ip);
     }
 
     /// `key` no longer shows `ip`.
@@ -75,6 +85,7 @@ impl Book {
     fn forget(&mut self, ip: IpAddr, change: impl FnOnce(&mut Taken)) {
         let Some(taken) = self.taken.get_mut(&ip) else { return };
         change(taken);
+        self.moved.push(ip);
         if !taken.holders.is_empty() || !taken.shown_by.is_empty() {
             return;
         }
@@ -85,6 +96,12 @@ impl Book {
         {
             *cursor = number(ip).min(*cursor);
         }
+    }
+
+    /// Addresses of which it was noted since the last call that somebody holds or shows them, or does so no more; some
+    /// of them several times. Who asks for one of these may be refused for another reason now.
+    pub(crate) fn take_moved(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.moved)
     }
 
     /// Who holds `ip`.

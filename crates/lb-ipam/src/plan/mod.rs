@@ -3,6 +3,7 @@
 pub mod book;
 pub mod election;
 pub mod planner;
+mod queue;
 pub mod writes;
 
 use common_informer::object::ObjectKey;

@@ -3,7 +3,8 @@
 //! ```text
 //!  touched ──► forget what they held ──► keep ──► wait ──► serve ──► Update
 //!              and whoever holds the     shown    those    asked-for addresses first,
-//!              same addresses            first    short    then by age; again if one got free
+//!              same addresses            first    short    then by age; again if one got free;
+//!                                                          tell who asks for what moved
 //! ```
 //!
 //! 1. **Keep.** What a Service has stays its own as long as the rules allow it. At first sight of a Service
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use common_informer::object::{Family, FullService, ObjectKey, Str, Uid};
 
 use super::book::Book;
+use super::queue::{Queue, place};
 use super::{Addresses, Keys};
 use crate::model::claim::{Claim, Ownership, Problem, Rank, Reason, ownership};
 use crate::model::pool::{Pool, Pools};
@@ -40,7 +42,7 @@ pub struct PlanConfig {
     pub default_class: bool,
 }
 
-/// A Service that lost an address because an older one has it too.
+/// A Service that lost an address because another one that may not share it keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
     /// Who lost it.
@@ -75,9 +77,8 @@ pub struct Planner {
     config: PlanConfig,
     book: Book,
     entries: BTreeMap<ObjectKey, Entry>,
-    /// Those that have less than they ask for: who asks for an address by name comes first (`false`), then by
-    /// age.
-    waiting: BTreeSet<(bool, Rank)>,
+    /// Those that have less than they ask for.
+    waiting: Queue,
     /// Addresses of pools that Services show, as the book has it.
     shown: HashMap<ObjectKey, Addresses>,
     /// Services that would be ours, but show addresses of somebody else.
@@ -92,8 +93,6 @@ struct Work {
     judged: BTreeMap<Rank, Addresses>,
     /// Something may be had now that could not be had before.
     opened: bool,
-    /// Something may no longer be had.
-    took: bool,
     /// Addresses that Services show which are not ours.
     squatted: BTreeSet<IpAddr>,
 }
@@ -105,7 +104,7 @@ impl Planner {
             book: Book::new(config.pools.clone()),
             config,
             entries: BTreeMap::new(),
-            waiting: BTreeSet::new(),
+            waiting: Queue::default(),
             shown: HashMap::new(),
             others: BTreeMap::new(),
         }
@@ -144,13 +143,13 @@ impl Planner {
         self.others.remove(key);
         let mut before = self.entries.remove(key);
         if let Some(entry) = &before {
-            self.waiting.remove(&place(&entry.claim));
+            self.waiting.remove(&entry.claim);
             for ip in &entry.held {
                 self.book.release(*ip, key, group(&entry.claim));
             }
         }
         let service = world.service(key);
-        self.look(key, service, before.as_ref(), work);
+        self.look(key, service, work);
         // Another Service of the same name has no right to what the first one had.
         if let Some(gone) = before.take_if(|entry| service.is_some_and(|service| service.uid != entry.uid)) {
             work.opened |= !gone.held.is_empty();
@@ -187,13 +186,7 @@ impl Planner {
     }
 
     /// Notes which addresses of pools a Service shows.
-    fn look(
-        &mut self,
-        key: &ObjectKey,
-        service: Option<&FullService>,
-        before: Option<&Entry>,
-        work: &mut Work,
-    ) {
+    fn look(&mut self, key: &ObjectKey, service: Option<&FullService>, work: &mut Work) {
         let mut now = Addresses::new();
         if let Some(service) = service {
             for ip in shown(service).chain(service.settings.external_ips.iter().copied()) {
@@ -209,8 +202,6 @@ impl Planner {
         }
         for ip in now.iter().filter(|ip| !earlier.contains(ip)) {
             self.book.show(*ip, key);
-            // It is named in the problems of those that wait for it.
-            work.opened |= before.is_none_or(|entry| !entry.held.contains(ip));
         }
         if !now.is_empty() {
             self.shown.insert(key.clone(), now);
@@ -240,7 +231,7 @@ impl Planner {
                 for ip in &was {
                     self.book.release(*ip, &key, group(&entry.claim));
                 }
-                self.waiting.remove(&place(&entry.claim));
+                self.waiting.remove(&entry.claim);
                 work.update.changed.insert(key);
                 work.judged.insert(entry.claim.rank.clone(), was);
             }
@@ -264,7 +255,6 @@ impl Planner {
                 None => {
                     self.book.hold(*ip, &rank.key, group(&claim));
                     held.push(*ip);
-                    work.took = true;
                 }
                 Some(keeper) => {
                     let keeper = keeper.clone();
@@ -285,7 +275,7 @@ impl Planner {
         entry.problems = claim.faults.clone();
         work.opened |= entry.held.len() < was.len();
         if !is_satisfied(claim, &entry.held) {
-            self.waiting.insert(place(claim));
+            self.waiting.insert(claim);
         }
     }
 
@@ -309,7 +299,7 @@ impl Planner {
         let mut everybody_from = work.opened.then_some(Bound::Unbounded);
         loop {
             let next = match &everybody_from {
-                Some(from) => self.waiting.range((from.clone(), Bound::Unbounded)).next().cloned(),
+                Some(from) => self.waiting.next(from.clone()),
                 None => judged.pop_first(),
             };
             let Some(next) = next else { break };
@@ -321,15 +311,15 @@ impl Planner {
                 everybody_from = Some(Bound::Excluded(next));
             }
         }
-        work.opened = false;
-        // Who needs two addresses at once may lack more of them now; it is not served, only told.
-        if work.took {
-            let needs_both = |(_, rank): &&(bool, Rank)| {
-                self.entries.get(&rank.key).is_some_and(|entry| entry.claim.all_or_nothing)
-            };
-            for (_, rank) in self.waiting.iter().filter(needs_both).cloned().collect::<Vec<_>>() {
-                self.serve_one(world, &rank.key, work);
-            }
+        self.tell(world, work);
+    }
+
+    /// Has those judged again whose problems depend on what happened to addresses, whoever had them and whatever it was.
+    /// Nobody gets anything by it: what became free has been given out.
+    fn tell(&mut self, world: &World, work: &mut Work) {
+        let moved = self.book.take_moved();
+        for key in self.waiting.concerned(&moved) {
+            self.serve_one(world, &key, work);
         }
     }
 
@@ -363,10 +353,9 @@ impl Planner {
         for ip in next.iter().filter(|ip| !held.contains(ip)) {
             self.book.hold(*ip, key, group(&claim));
             work.opened |= claim.share.is_some();
-            work.took = true;
         }
         if is_satisfied(&claim, &next) {
-            self.waiting.remove(&place(&claim));
+            self.waiting.remove(&claim);
         }
         let Some(entry) = self.entries.get_mut(key) else { return };
         if entry.held != next || entry.problems != problems {
@@ -482,10 +471,6 @@ impl Planner {
     pub fn config(&self) -> &PlanConfig {
         &self.config
     }
-}
-
-fn place(claim: &Claim) -> (bool, Rank) {
-    (claim.asked.is_empty(), claim.rank.clone())
 }
 
 fn group(claim: &Claim) -> Option<&(Str, Str)> {

@@ -83,4 +83,7 @@ impl Rig {
     pub(crate) fn reasons(&self, text: &str) -> Vec<&'static str> {
         self.planner.problems(&key(text)).iter().map(|problem| problem.reason.as_str()).collect()
     }
+    pub(crate) fn messages(&self, text: &str) -> Vec<String> {
+        self.planner.problems(&key(text)).iter().map(|problem| problem.message.clone()).collect()
+    }
 }
